@@ -1,0 +1,32 @@
+//! How the preload library tells the launcher what happened: [`record`]s, carried by a shared-memory
+//! [`ring`] of many producers and one consumer.
+//!
+//! Both sides are built together; [`VERSION`] changes with anything that either side assumes.
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")))]
+compile_error!("ttalloc supports x86-64 Linux with glibc only, as tt-metal's releases do");
+
+pub mod record;
+pub mod ring;
+
+/// The version of the records and of the shared memory's layout. The catalogue of symbols is part of
+/// it, since records carry indices into that.
+pub const VERSION: u32 = 1;
+
+/// The environment variable through which the preload library finds the ring: a path to open.
+pub const RING_VARIABLE: &std::ffi::CStr = c"TTALLOC_RING";
+
+/// What the preload library exports under [`STAMP_SYMBOL`], so that a launcher can tell before a run
+/// whether the two fit. It ends with [`VERSION`] and a zero byte.
+pub const STAMP: &str = concat!("ttalloc ", env!("CARGO_PKG_VERSION"), " ring 1\0");
+
+/// The exported symbol that holds [`STAMP`].
+pub const STAMP_SYMBOL: &str = "ttalloc_shim_stamp";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_stamp_names_the_version() {
+        assert!(super::STAMP.ends_with(&format!(" ring {}\0", super::VERSION)));
+    }
+}

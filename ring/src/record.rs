@@ -1,0 +1,314 @@
+//! The records: what a hook saw, in a fixed layout.
+//!
+//! A record is a [`Head`], a body of a fixed size for its [`Kind`], and for some kinds a tail of
+//! variable length. [`Record::decode`] takes nothing on trust: any bytes give a record or an error.
+
+use bytemuck::{Pod, Zeroable};
+use ttalloc_symbols::SymbolSet;
+
+/// The longest record in bytes, head and tail included.
+pub const MAX_BYTES: usize = 8 * 1024;
+
+/// The number of memory types that tt-metal's `BufferType` knows.
+pub const TYPES: usize = 5;
+
+/// What every record starts with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Head {
+    /// A [`Kind`].
+    pub kind: u32,
+    /// The process that wrote it, as numbered by the ring (not a pid).
+    pub process: u32,
+    /// When, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $number:literal),+ $(,)?) => {
+        /// What a record tells.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Kind { $($(#[$doc])* $kind = $number),+ }
+
+        impl Kind {
+            fn from_number(number: u32) -> Option<Kind> {
+                match number { $($number => Some(Kind::$kind),)+ _ => None }
+            }
+        }
+
+        /// A decoded record.
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        pub enum Record<'a> { $($(#[$doc])* $kind($kind, Tail<'a>)),+ }
+
+        impl<'a> Record<'a> {
+            /// Reads one record out of `bytes`.
+            pub fn decode(bytes: &'a [u8]) -> Result<(Head, Record<'a>), DecodeError> {
+                let (head, rest) = take::<Head>(bytes)?;
+                let kind = Kind::from_number(head.kind).ok_or(DecodeError::Kind(head.kind))?;
+                Ok((head, match kind {
+                    $(Kind::$kind => {
+                        let (body, tail) = take::<$kind>(rest)?;
+                        Record::$kind(body, Tail(tail))
+                    })+
+                }))
+            }
+        }
+
+        $(impl Body for $kind { const KIND: Kind = Kind::$kind; })+
+    };
+}
+
+kinds! {
+    /// A process that uses tt-metal was first seen.
+    Process = 1,
+    /// The runtime that a process loaded.
+    Runtime = 2,
+    /// A MeshDevice or Device was seen for the first time.
+    Device = 3,
+    /// An allocator was seen for the first time.
+    Allocator = 4,
+    /// An allocator handed out memory.
+    Allocate = 5,
+    /// An allocator is about to take memory back.
+    Free = 6,
+    /// An allocation ended in an exception.
+    Failed = 7,
+    /// An allocator is about to take all of its memory back, or to end.
+    Release = 8,
+    /// A device is about to close.
+    Close = 9,
+    /// A buffer was made at a given address, without an allocation.
+    Placement = 10,
+}
+
+/// The body of one kind of record.
+pub trait Body: Pod {
+    /// Its kind.
+    const KIND: Kind;
+}
+
+/// What follows a record's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail<'a>(pub &'a [u8]);
+
+/// Why some bytes are not a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The bytes end before the record does.
+    #[error("the record ends after {0} bytes")]
+    Short(usize),
+    /// No such kind.
+    #[error("{0} is not a kind of record")]
+    Kind(u32),
+}
+
+fn take<T: Pod>(bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
+    let (head, rest) =
+        bytes.split_at_checked(size_of::<T>()).ok_or(DecodeError::Short(bytes.len()))?;
+    Ok((bytemuck::pod_read_unaligned(head), rest))
+}
+
+/// Body of [`Kind::Process`]; the tail is its argument vector, each argument ended by a zero byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Process {
+    /// Its pid, in its own pid namespace.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent_pid: u32,
+    /// 1 if it was forked from a process that was being tracked and has not called exec since.
+    pub forked: u32,
+    /// 1 if the argument vector was cut to fit.
+    pub argv_cut: u32,
+}
+
+/// Body of [`Kind::Runtime`]; the tail is the path of the library that defines the allocator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Runtime {
+    /// Which of the catalogue's symbols that library defines.
+    pub present: [u64; 4],
+    /// The ELF build id, `build_id_len` bytes of it.
+    pub build_id: [u8; 28],
+    /// The build id's length in bytes; 0 if it has none.
+    pub build_id_len: u32,
+}
+
+impl Runtime {
+    /// Which of the catalogue's symbols that library defines.
+    pub fn symbols(&self) -> SymbolSet {
+        SymbolSet(self.present)
+    }
+
+    /// The ELF build id, if it has one.
+    pub fn build_id(&self) -> Option<&[u8]> {
+        self.build_id.get(..self.build_id_len as usize).filter(|id| !id.is_empty())
+    }
+}
+
+/// Body of [`Kind::Device`]; the tail is the ids of its chips, as little-endian `i32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Device {
+    /// The object's address: its name until it closes.
+    pub device: u64,
+    /// A mesh's own id, or the chip's.
+    pub id: i32,
+    /// tt-metal's `ARCH`.
+    pub arch: u32,
+    /// 1 for a MeshDevice, 0 for a Device, which is one chip.
+    pub is_mesh: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Body of [`Kind::Allocator`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Allocator {
+    /// The object's address: its name until it ends.
+    pub allocator: u64,
+    /// The device it allocates on.
+    pub device: u64,
+    /// Bytes in each bank that may be allocated, per memory type.
+    pub bank_bytes: [u64; TYPES],
+    /// Banks per memory type.
+    pub banks: [u32; TYPES],
+    /// What every allocation in a bank is rounded up to, in bytes.
+    pub alignment: u32,
+}
+
+/// Body of [`Kind::Allocate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Allocate {
+    /// Who handed the memory out.
+    pub allocator: u64,
+    /// The Buffer object that has it.
+    pub buffer: u64,
+    /// Where it is, in each bank.
+    pub address: u64,
+    /// What was asked for: `Buffer::size()`, in bytes.
+    pub bytes: u64,
+    /// `Buffer::aligned_size_per_bank()`, before the allocator's own rounding.
+    pub bytes_per_bank: u64,
+    /// The page's size in bytes.
+    pub page_bytes: u64,
+    /// tt-metal's `BufferType`.
+    pub buffer_type: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Body of [`Kind::Free`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Free {
+    /// Who takes it back.
+    pub allocator: u64,
+    /// The Buffer object that has it.
+    pub buffer: u64,
+    /// Where it is, in each bank.
+    pub address: u64,
+}
+
+/// Body of [`Kind::Failed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Failed {
+    /// Who refused.
+    pub allocator: u64,
+    /// What was asked for, in bytes.
+    pub bytes: u64,
+    /// The page's size in bytes.
+    pub page_bytes: u64,
+    /// tt-metal's `BufferType`.
+    pub buffer_type: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Body of [`Kind::Release`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Release {
+    /// Which allocator.
+    pub allocator: u64,
+    /// 1 if the allocator ends with it.
+    pub ends: u64,
+}
+
+/// Body of [`Kind::Close`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Close {
+    /// Which device.
+    pub device: u64,
+}
+
+/// Body of [`Kind::Placement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Placement {
+    /// The device it lies on, usually one chip of a mesh.
+    pub device: u64,
+    /// Where it is, in each bank.
+    pub address: u64,
+    /// Its size in bytes, over all banks.
+    pub bytes: u64,
+    /// tt-metal's `BufferType`.
+    pub buffer_type: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn encode<B: Body>(process: u32, body: &B, tail: &[u8]) -> Vec<u8> {
+        let head = Head { kind: B::KIND as u32, process, time_ns: 7 };
+        [bytemuck::bytes_of(&head), bytemuck::bytes_of(body), tail].concat()
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let free = Free { allocator: 1, buffer: 2, address: 3 };
+        let bytes = encode(9, &free, b"");
+        let (head, record) = Record::decode(&bytes).unwrap();
+        assert_eq!((head.process, head.time_ns), (9, 7));
+        assert_eq!(record, Record::Free(free, Tail(b"")));
+
+        let process = Process { pid: 1, parent_pid: 2, forked: 0, argv_cut: 0 };
+        let bytes = encode(0, &process, b"ls\0-l\0");
+        let (_, record) = Record::decode(&bytes).unwrap();
+        assert_eq!(record, Record::Process(process, Tail(b"ls\0-l\0")));
+    }
+
+    #[test]
+    fn a_short_or_unknown_record_is_an_error() {
+        let bytes = encode(0, &Close { device: 1 }, b"");
+        for end in 0..bytes.len() {
+            assert!(matches!(Record::decode(&bytes[..end]), Err(DecodeError::Short(_))));
+        }
+        let mut unknown = bytes.clone();
+        unknown[0] = 99;
+        assert_eq!(Record::decode(&unknown), Err(DecodeError::Kind(99)));
+    }
+
+    #[test]
+    fn the_commonest_records_are_small() {
+        // One slot of the ring holds 56 bytes: a free takes one, an allocation two.
+        assert_eq!(size_of::<Head>() + size_of::<Free>(), 40);
+        assert_eq!(size_of::<Head>() + size_of::<Allocate>(), 72);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Record::decode(&bytes);
+        }
+    }
+}

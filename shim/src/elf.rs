@@ -1,0 +1,251 @@
+//! The loaded objects of this process, and what their dynamic symbol tables define.
+//!
+//! `dlsym` would not do: Python loads the runtime with RTLD_LOCAL, so neither RTLD_NEXT nor RTLD_DEFAULT
+//! finds it, and a failed `dlsym` leaves a message for the program's `dlerror`. Reading the tables that
+//! the dynamic linker itself uses (System V gABI, chapter 5; GNU hash table) has no such effect.
+
+use std::ffi::{CStr, c_int, c_void};
+use std::slice;
+
+use libc::{Elf64_Phdr, Elf64_Sym, dl_phdr_info};
+
+const PT_LOAD: u32 = 1;
+const PT_DYNAMIC: u32 = 2;
+const PT_NOTE: u32 = 4;
+const DT_NULL: i64 = 0;
+const DT_STRTAB: i64 = 5;
+const DT_SYMTAB: i64 = 6;
+const DT_GNU_HASH: i64 = 0x6fff_fef5;
+const SHN_UNDEF: u16 = 0;
+const NT_GNU_BUILD_ID: u32 = 3;
+
+/// One loaded object: an executable or a shared library.
+pub struct Object<'a> {
+    /// Its path as the dynamic linker knows it; empty for the program itself.
+    pub path: &'a CStr,
+    base: usize,
+    headers: &'a [Elf64_Phdr],
+}
+
+/// Calls `visit` for every loaded object in the order of loading until it returns something.
+///
+/// `visit` runs under the dynamic linker's lock: it must not load or look up anything through it.
+pub fn find<T>(mut visit: impl FnMut(&Object) -> Option<T>) -> Option<T> {
+    struct State<'a, T> {
+        visit: &'a mut dyn FnMut(&Object) -> Option<T>,
+        found: Option<T>,
+    }
+
+    unsafe extern "C" fn each<T>(info: *mut dl_phdr_info, _: usize, state: *mut c_void) -> c_int {
+        // SAFETY: `state` is the pointer given to dl_iterate_phdr below, to a live State<T>.
+        let state = unsafe { &mut *state.cast::<State<T>>() };
+        // SAFETY: dl_iterate_phdr passes a valid description, which lives during this call.
+        let info = unsafe { &*info };
+        // SAFETY: the name is a C string of the dynamic linker, never null, as long-lived as `info`.
+        let path = unsafe { CStr::from_ptr(info.dlpi_name) };
+        // SAFETY: the dynamic linker counts `dlpi_phnum` headers at `dlpi_phdr`.
+        let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+        let object = Object { path, base: info.dlpi_addr as usize, headers };
+        state.found = (state.visit)(&object);
+        c_int::from(state.found.is_some())
+    }
+
+    let mut state = State { visit: &mut visit, found: None };
+    // SAFETY: `each` matches the callback's type and gets the State it expects, which outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(each::<T>), (&raw mut state).cast()) };
+    state.found
+}
+
+impl Object<'_> {
+    /// Whether `address` lies in it.
+    pub fn contains(&self, address: usize) -> bool {
+        self.segments(PT_LOAD).any(|(start, size)| (start..start + size).contains(&address))
+    }
+
+    /// Its GNU build id.
+    pub fn build_id(&self) -> Option<&[u8]> {
+        self.segments(PT_NOTE).find_map(|(start, size)| {
+            // SAFETY: a PT_NOTE segment lies in a loaded, readable one, and the object is not unloaded
+            // while dl_iterate_phdr's lock is held.
+            build_id(unsafe { slice::from_raw_parts(start as *const u8, size) })
+        })
+    }
+
+    /// Its dynamic symbols, if it has a GNU hash table for them.
+    pub fn symbols(&self) -> Option<Symbols> {
+        let (mut names, mut symbols, mut hash) = (0, 0, 0);
+        let (mut entry, _) = self.segments(PT_DYNAMIC).next()?;
+        loop {
+            // SAFETY: the dynamic section is loaded, an array of (tag, value) that ends with DT_NULL.
+            let [tag, value] = unsafe { read::<[i64; 2]>(entry) };
+            // glibc has relocated these entries where the section is writable, and not elsewhere.
+            let value = value as usize;
+            let address = if value < self.base { self.base + value } else { value };
+            match tag {
+                DT_NULL => break,
+                DT_STRTAB => names = address,
+                DT_SYMTAB => symbols = address,
+                DT_GNU_HASH => hash = address,
+                _ => {}
+            }
+            entry += size_of::<[i64; 2]>();
+        }
+        (names != 0 && symbols != 0 && hash != 0).then_some(Symbols {
+            base: self.base,
+            names,
+            symbols,
+            hash,
+        })
+    }
+
+    fn segments(&self, kind: u32) -> impl Iterator<Item = (usize, usize)> {
+        self.headers
+            .iter()
+            .filter(move |header| header.p_type == kind)
+            .map(|header| (self.base + header.p_vaddr as usize, header.p_memsz as usize))
+    }
+}
+
+/// An object's dynamic symbol table.
+pub struct Symbols {
+    base: usize,
+    names: usize,
+    symbols: usize,
+    hash: usize,
+}
+
+impl Symbols {
+    /// The address of the symbol `name`, if this object defines it.
+    pub fn address_of(&self, name: &str) -> Option<usize> {
+        const HEADER: usize = 16;
+        let hash = gnu_hash(name.as_bytes());
+        // SAFETY (all reads here): the GNU hash table, the symbol table and the string table are
+        // loaded and consistent with each other, or the dynamic linker could not have loaded the
+        // object; the indices are computed as it computes them.
+        // SAFETY: as said.
+        let [buckets, first, bloom_words, bloom_shift] = unsafe { read::<[u32; 4]>(self.hash) };
+        let bloom = self.hash + HEADER;
+        let bucket_list = bloom + bloom_words as usize * 8;
+        let chains = bucket_list + buckets as usize * 4;
+        let bloom_index = (hash / 64) % bloom_words.max(1);
+        // SAFETY: as said.
+        let word = unsafe { read::<u64>(bloom + bloom_index as usize * 8) };
+        if word >> (hash % 64) & 1 == 0 || word >> ((hash >> (bloom_shift % 32)) % 64) & 1 == 0 {
+            return None;
+        }
+        // SAFETY: as said.
+        let mut index = unsafe { read::<u32>(bucket_list + (hash % buckets.max(1)) as usize * 4) };
+        if index < first {
+            return None;
+        }
+        loop {
+            // SAFETY: as said.
+            let chained = unsafe { read::<u32>(chains + (index - first) as usize * 4) };
+            if chained | 1 == hash | 1 {
+                let at = self.symbols + index as usize * size_of::<Elf64_Sym>();
+                // SAFETY: as said.
+                let symbol = unsafe { read::<Elf64_Sym>(at) };
+                // SAFETY: as said; names in the string table end with a zero byte.
+                let its =
+                    unsafe { CStr::from_ptr((self.names + symbol.st_name as usize) as *const _) };
+                if symbol.st_shndx != SHN_UNDEF && its.to_bytes() == name.as_bytes() {
+                    return Some(self.base + symbol.st_value as usize);
+                }
+            }
+            if chained & 1 == 1 {
+                return None;
+            }
+            index += 1;
+        }
+    }
+}
+
+/// Reads a value of this process's memory.
+///
+/// # Safety
+/// `size_of::<T>()` readable bytes that are valid for `T` must lie at `address`.
+pub unsafe fn read<T: Copy>(address: usize) -> T {
+    // SAFETY: what the caller promises.
+    unsafe { (address as *const T).read_unaligned() }
+}
+
+fn gnu_hash(name: &[u8]) -> u32 {
+    name.iter().fold(5381, |hash: u32, &byte| hash.wrapping_mul(33).wrapping_add(byte.into()))
+}
+
+/// The build id among the notes of one segment.
+fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
+    loop {
+        let (header, rest) = notes.split_at_checked(12)?;
+        let word = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        let (name_size, size, kind) = (word(0) as usize, word(4) as usize, word(8));
+        let (name, rest) = rest.split_at_checked(name_size.checked_next_multiple_of(4)?)?;
+        if kind == NT_GNU_BUILD_ID && name.starts_with(b"GNU\0") {
+            return rest.get(..size);
+        }
+        notes = rest.get(size.checked_next_multiple_of(4)?..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn libc_symbols<T>(then: impl Fn(&Object, Symbols) -> T) -> T {
+        find(|object| {
+            let is_libc = object.path.to_str().unwrap().contains("libc.so");
+            is_libc.then(|| then(object, object.symbols().unwrap()))
+        })
+        .expect("this test links libc")
+    }
+
+    #[test]
+    fn finds_what_dlsym_finds() {
+        for name in [c"malloc", c"qsort", c"environ", c"pthread_mutex_lock"] {
+            // SAFETY: a plain look-up of a C string.
+            let expected = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize;
+            let found = libc_symbols(|_, symbols| symbols.address_of(name.to_str().unwrap()));
+            assert_eq!(found, Some(expected), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn finds_nothing_that_is_not_defined() {
+        let undefined = ["", "no such symbol", "_ZN2tt8tt_metal13AllocatorImpl5clearEv"];
+        for name in undefined {
+            assert_eq!(libc_symbols(|_, symbols| symbols.address_of(name)), None);
+        }
+    }
+
+    #[test]
+    fn an_object_contains_its_own_functions() {
+        let inside = libc::qsort as *const () as usize;
+        assert!(libc_symbols(|object, _| object.contains(inside)));
+        assert!(!libc_symbols(|object, _| object.contains(gnu_hash as *const () as usize)));
+    }
+
+    #[test]
+    fn reads_build_ids_among_other_notes() {
+        let note = |name: &[u8], kind: u32, body: &[u8]| {
+            let mut note = [
+                (name.len() as u32).to_le_bytes(),
+                (body.len() as u32).to_le_bytes(),
+                kind.to_le_bytes(),
+            ]
+            .concat();
+            for part in [name, body] {
+                note.extend(part);
+                note.resize(note.len().next_multiple_of(4), 0);
+            }
+            note
+        };
+        let other = note(b"GNU\0", 1, b"abi");
+        let id = note(b"GNU\0", 3, b"\x01\x02\x03");
+        assert_eq!(build_id(&[other.clone(), id].concat()), Some(&b"\x01\x02\x03"[..]));
+        assert_eq!(build_id(&other), None);
+        assert_eq!(build_id(&[0xff; 16]), None);
+        assert!(libc_symbols(|object, _| object.build_id().map(<[u8]>::len)).is_some());
+    }
+}

@@ -1,0 +1,455 @@
+//! The hooks: what is written down at each call, and the definitions that the catalogue asks for.
+//!
+//! A hook is a function of the catalogue's role. It gets a recorder (None when nothing is to be
+//! recorded), a closure that makes the real call, and the call's arguments. An exception that leaves
+//! the real call unwinds through the hook, which keeps nothing that isn't undone on the way.
+
+use std::cell::Cell;
+use std::mem;
+
+use ttalloc_ring::record::{self, TYPES};
+use ttalloc_symbols::{catalogue, index_of};
+
+use crate::calls::{self, DeviceKind};
+use crate::runtime;
+use crate::session::Recorder;
+
+/// `std::span<uint32_t const>`, passed by value in two words.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Span {
+    start: usize,
+    length: usize,
+}
+
+macro_rules! hook {
+    ($role:ident ($($argument:ident: $type:ty),+) $name:literal) => {
+        const _: () = {
+            const INDEX: usize = index_of($name);
+
+            #[unsafe(export_name = $name)]
+            unsafe extern "C-unwind" fn hook($($argument: $type),+) -> usize {
+                let original = runtime::original(INDEX);
+                // SAFETY: the address of the function that this one stands in for, which has the same
+                // signature by the catalogue.
+                let original = unsafe {
+                    mem::transmute::<usize, unsafe extern "C-unwind" fn($($type),+) -> usize>(original)
+                };
+                // SAFETY: the caller's own arguments.
+                let forward = || unsafe { original($($argument),+) };
+                // SAFETY: the caller is tt-metal or its user, whose arguments fit the C++ signature.
+                unsafe { $role(Recorder::for_call(INDEX), forward, $($argument),+) }
+            }
+        };
+    };
+}
+
+macro_rules! hooks_of_role {
+    ($role:ident $arguments:tt [$($name:literal)+]) => {
+        $(hook!($role $arguments $name);)+
+    };
+}
+
+macro_rules! hooks {
+    (
+        hooks { $($role:ident $arguments:tt = { $([$($era:ident)+] $name:literal;)+ })+ }
+        lookups { $($lookups:tt)+ }
+    ) => {
+        $(hooks_of_role!($role $arguments [$($name)+]);)+
+    };
+}
+catalogue!(hooks);
+
+/// What `Buffer::create` was asked for. Before era C only its arguments tell.
+#[derive(Clone, Copy)]
+struct Wanted {
+    device: usize,
+    bytes: usize,
+    page_bytes: usize,
+    buffer_type: u8,
+}
+
+const NO_ALLOCATION: (usize, u8) = (usize::MAX, u8::MAX);
+
+thread_local! {
+    /// The innermost `Buffer::create` under way on this thread.
+    static CREATING: Cell<Option<Wanted>> = const { Cell::new(None) };
+    /// Address and type of this thread's latest allocation.
+    static LATEST: Cell<(usize, u8)> = const { Cell::new(NO_ALLOCATION) };
+    /// Whether a view is being made on this thread.
+    static VIEWING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sets a thread-local until dropped, also by an exception.
+struct Meanwhile<T: Copy + 'static> {
+    cell: &'static std::thread::LocalKey<Cell<T>>,
+    before: T,
+}
+
+impl<T: Copy> Meanwhile<T> {
+    fn set(cell: &'static std::thread::LocalKey<Cell<T>>, value: T) -> Meanwhile<T> {
+        Meanwhile { cell, before: cell.replace(value) }
+    }
+}
+
+impl<T: Copy> Drop for Meanwhile<T> {
+    fn drop(&mut self) {
+        self.cell.set(self.before);
+    }
+}
+
+/// Writes a record if it is dropped, as it is when an exception passes.
+struct OnException {
+    recorder: Recorder,
+    failed: record::Failed,
+}
+
+impl Drop for OnException {
+    fn drop(&mut self) {
+        self.recorder.write(&self.failed);
+    }
+}
+
+unsafe fn allocate(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    allocator: usize,
+    buffer: usize,
+) -> usize {
+    let Some(recorder) = recorder else { return forward() };
+    // SAFETY: the allocator and the buffer are alive, being the call's arguments, and neither is
+    // locked by this thread yet.
+    let wanted = unsafe { wanted(&recorder, buffer) };
+    // SAFETY: as above; the buffer's device is alive while the buffer is being allocated on it.
+    unsafe { describe_allocator(&recorder, allocator, wanted.device) };
+    let failed = record::Failed {
+        allocator: allocator as u64,
+        bytes: wanted.bytes as u64,
+        page_bytes: wanted.page_bytes as u64,
+        buffer_type: wanted.buffer_type.into(),
+        reserved: 0,
+    };
+    let on_exception = OnException { recorder, failed };
+    let address = forward();
+    mem::forget(on_exception);
+    // SAFETY: the buffer is alive, and the allocator has given up its lock.
+    let bytes_per_bank = unsafe { calls::bytes_per_bank(recorder.runtime(), buffer) };
+    recorder.write(&record::Allocate {
+        allocator: allocator as u64,
+        buffer: buffer as u64,
+        address: address as u64,
+        bytes: failed.bytes,
+        bytes_per_bank: bytes_per_bank as u64,
+        page_bytes: failed.page_bytes,
+        buffer_type: failed.buffer_type,
+        reserved: 0,
+    });
+    LATEST.set((address, wanted.buffer_type));
+    address
+}
+
+unsafe fn deallocate(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    allocator: usize,
+    buffer: usize,
+) -> usize {
+    if let Some(recorder) = recorder {
+        // SAFETY: the buffer is alive and allocated; were it not, this would throw as the real call
+        // does, which asks for the address too.
+        let address = unsafe { calls::address(recorder.runtime(), buffer) };
+        recorder.write(&record::Free {
+            allocator: allocator as u64,
+            buffer: buffer as u64,
+            address: address as u64,
+        });
+        if LATEST.get().0 == address {
+            LATEST.set(NO_ALLOCATION);
+        }
+    }
+    forward()
+}
+
+unsafe fn deallocate_all(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    allocator: usize,
+) -> usize {
+    if let Some(recorder) = recorder {
+        recorder.write(&record::Release { allocator: allocator as u64, ends: 0 });
+        LATEST.set(NO_ALLOCATION);
+    }
+    forward()
+}
+
+unsafe fn clear(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    allocator: usize,
+) -> usize {
+    // SAFETY: the same call in what matters here.
+    unsafe { deallocate_all(recorder, forward, allocator) }
+}
+
+unsafe fn allocator_end(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    allocator: usize,
+) -> usize {
+    if let Some(recorder) = recorder {
+        recorder.forget(allocator);
+        recorder.write(&record::Release { allocator: allocator as u64, ends: 1 });
+        LATEST.set(NO_ALLOCATION);
+    }
+    forward()
+}
+
+#[expect(clippy::too_many_arguments, reason = "the C++ function has as many")]
+unsafe fn create(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _result: usize,
+    device: usize,
+    bytes: usize,
+    page_bytes: usize,
+    buffer_type: usize,
+    _sharding: usize,
+    _bottom_up: usize,
+    _sub_device: usize,
+) -> usize {
+    let wanted = Wanted { device, bytes, page_bytes, buffer_type: buffer_type as u8 };
+    let _creating = recorder.map(|_| Meanwhile::set(&CREATING, Some(wanted)));
+    forward()
+}
+
+#[expect(clippy::too_many_arguments, reason = "the C++ function has as many")]
+unsafe fn create_at_address(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _result: usize,
+    device: usize,
+    address: usize,
+    bytes: usize,
+    _page_bytes: usize,
+    buffer_type: usize,
+    _sharding: usize,
+    _bottom_up: usize,
+    _sub_device: usize,
+) -> usize {
+    let result = forward();
+    let Some(recorder) = recorder else { return result };
+    // The chips' buffers of a mesh's tensor follow its allocation on the same thread and lie in it: the
+    // commonest case by far, and nothing to tell.
+    if VIEWING.get() || LATEST.get() == (address, buffer_type as u8) {
+        return result;
+    }
+    // SAFETY: the device is alive: a buffer was just made on it.
+    unsafe { describe_device(&recorder, device) };
+    recorder.write(&record::Placement {
+        device: device as u64,
+        address: address as u64,
+        bytes: bytes as u64,
+        buffer_type: u32::from(buffer_type as u8),
+        reserved: 0,
+    });
+    result
+}
+
+unsafe fn view(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _result: usize,
+    _buffer: usize,
+    _region: usize,
+) -> usize {
+    let _viewing = recorder.map(|_| Meanwhile::set(&VIEWING, true));
+    forward()
+}
+
+#[expect(clippy::too_many_arguments, reason = "the C++ function has as many")]
+unsafe fn mesh_open(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    mesh: usize,
+    _command_queues: usize,
+    _l1_small: usize,
+    _trace: usize,
+    _worker_l1: usize,
+    _bank_remap: Span,
+    _minimal: usize,
+) -> usize {
+    let result = forward();
+    // The function returns a bool, which fills the lowest byte alone.
+    if let Some(recorder) = recorder.filter(|_| result as u8 != 0) {
+        // SAFETY: the mesh is the call's argument and now open.
+        unsafe { describe_mesh(&recorder, mesh) };
+    }
+    result
+}
+
+#[expect(clippy::too_many_arguments, reason = "the C++ function has as many")]
+unsafe fn mesh_impl_open(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _implementation: usize,
+    mesh: usize,
+    command_queues: usize,
+    l1_small: usize,
+    trace: usize,
+    worker_l1: usize,
+    bank_remap: Span,
+    minimal: usize,
+) -> usize {
+    // SAFETY: the same call, one level down.
+    unsafe {
+        mesh_open(
+            recorder,
+            forward,
+            mesh,
+            command_queues,
+            l1_small,
+            trace,
+            worker_l1,
+            bank_remap,
+            minimal,
+        )
+    }
+}
+
+unsafe fn mesh_close(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    mesh: usize,
+) -> usize {
+    if let Some(recorder) = recorder {
+        recorder.forget(mesh);
+        recorder.write(&record::Close { device: mesh as u64 });
+    }
+    forward()
+}
+
+unsafe fn mesh_impl_close(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _implementation: usize,
+    mesh: usize,
+) -> usize {
+    // SAFETY: the same call, one level down.
+    unsafe { mesh_close(recorder, forward, mesh) }
+}
+
+unsafe fn device_close(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    device: usize,
+) -> usize {
+    // SAFETY: the same in what matters here.
+    unsafe { mesh_close(recorder, forward, device) }
+}
+
+/// What a buffer is that is about to be allocated.
+///
+/// # Safety
+/// `buffer` must point to a live Buffer.
+unsafe fn wanted(recorder: &Recorder, buffer: usize) -> Wanted {
+    if let Some(wanted) = CREATING.get() {
+        return wanted;
+    }
+    let runtime = recorder.runtime();
+    // SAFETY: plain accessors of a live buffer.
+    let page_bytes = unsafe { calls::page_size(runtime, buffer) };
+    if !runtime.has("size") {
+        // No create under way and no accessor: the launcher counts what has no type.
+        return Wanted { device: 0, bytes: 0, page_bytes, buffer_type: u8::MAX };
+    }
+    // SAFETY: as above.
+    let bytes = unsafe { calls::size(runtime, buffer) };
+    // SAFETY: as above.
+    let buffer_type = unsafe { calls::buffer_type(runtime, buffer) } as u8;
+    // SAFETY: as above.
+    let device = unsafe { calls::device(runtime, buffer) };
+    Wanted { device, bytes, page_bytes, buffer_type }
+}
+
+/// Describes an allocator and its device to the launcher, unless that was done.
+///
+/// # Safety
+/// `allocator` must point to a live allocator that this thread has not locked, and `device` must be
+/// null or point to a live, open IDevice.
+unsafe fn describe_allocator(recorder: &Recorder, allocator: usize, device: usize) {
+    if recorder.knows(allocator) {
+        return;
+    }
+    // SAFETY: as the caller promises.
+    unsafe { describe_device(recorder, device) };
+    let runtime = recorder.runtime();
+    let mut described = record::Allocator {
+        allocator: allocator as u64,
+        device: device as u64,
+        bank_bytes: [0; TYPES],
+        banks: [0; TYPES],
+        alignment: 0,
+    };
+    // DRAM, L1, L1_SMALL and TRACE. The allocator throws when asked for the banks of SYSTEM_MEMORY (2).
+    for buffer_type in [0_u8, 1, 3, 4] {
+        let reference = (&raw const buffer_type) as usize;
+        let at = usize::from(buffer_type);
+        // SAFETY: a live allocator and a reference to one of its types.
+        described.banks[at] = unsafe { calls::num_banks(runtime, allocator, reference) } as u32;
+        // SAFETY: as above.
+        described.bank_bytes[at] =
+            unsafe { calls::bank_size(runtime, allocator, reference) } as u64;
+    }
+    // Every free list rounds up to DRAM's alignment, whatever its own type.
+    // SAFETY: as above; this one takes the type by value.
+    described.alignment = unsafe { calls::alignment(runtime, allocator, 0) } as u32;
+    recorder.write(&described);
+    recorder.remember(allocator);
+}
+
+/// Describes a device to the launcher, if it is of a known kind and that wasn't done.
+///
+/// # Safety
+/// `device` must be null or point to a live, open IDevice.
+unsafe fn describe_device(recorder: &Recorder, device: usize) {
+    if recorder.knows(device) {
+        return;
+    }
+    let runtime = recorder.runtime();
+    // SAFETY: as the caller promises.
+    let Some(kind) = (unsafe { calls::device_kind(runtime, device) }) else { return };
+    // SAFETY: of a known kind, and alive.
+    let (id, arch) = unsafe { calls::id_and_arch(runtime, device) };
+    let is_mesh = kind == DeviceKind::Mesh;
+    let described =
+        record::Device { device: device as u64, id, arch, is_mesh: is_mesh.into(), reserved: 0 };
+    if is_mesh {
+        // SAFETY: an open mesh.
+        unsafe {
+            calls::with_chips(runtime, device, |chips| recorder.write_with_tail(&described, chips));
+        }
+    } else {
+        recorder.write_with_tail(&described, &id.to_le_bytes());
+    }
+    recorder.remember(device);
+}
+
+/// Describes a mesh that was opened, and the allocator that its tensors come from.
+///
+/// # Safety
+/// `mesh` must point to a live, open MeshDevice.
+unsafe fn describe_mesh(recorder: &Recorder, mesh: usize) {
+    let runtime = recorder.runtime();
+    if !runtime.has("mesh_allocator") {
+        // SAFETY: as the caller promises.
+        return unsafe { describe_device(recorder, mesh) };
+    }
+    // SAFETY: as the caller promises; the result refers to a unique_ptr of the mesh.
+    let owner = unsafe { calls::mesh_allocator(runtime, mesh) };
+    // SAFETY: a unique_ptr with the default deleter is the pointer itself.
+    let allocator = unsafe { crate::elf::read::<usize>(owner) };
+    if allocator != 0 {
+        // SAFETY: a live allocator of the mesh.
+        unsafe { describe_allocator(recorder, allocator, mesh) };
+    }
+}

@@ -1,0 +1,35 @@
+//! The library that ttalloc preloads into a program: it defines functions of tt-metal, so that calls
+//! to them arrive here first, writes down what they do, and passes them on.
+//!
+//! It lives in somebody else's process, and therefore
+//! * does nothing at all until the program calls tt-metal, but copy one environment variable;
+//! * opens nothing but the ring, prints nothing, starts no thread, installs no handler;
+//! * lets C++ exceptions through, and keeps `errno`;
+//! * becomes a plain forward when there is no ring, the launcher is gone, or the runtime is not one
+//!   that it knows.
+//!
+//! [`hooks`] has what is hooked, [`calls`] what is asked of the runtime, [`session`] the way to the launcher, [`runtime`] what was found in the
+//! program, and [`elf`] how it is found.
+
+#[cfg(not(panic = "unwind"))]
+compile_error!("C++ exceptions pass through these functions: build with panic = \"unwind\"");
+
+mod calls;
+mod elf;
+mod hooks;
+mod runtime;
+mod session;
+
+use ttalloc_ring::STAMP;
+
+/// What this library is, for the launcher to read from the file before a run.
+// The name is `ttalloc_ring::STAMP_SYMBOL`; an attribute takes no constant, so a test compares them.
+#[unsafe(export_name = "ttalloc_shim_stamp")]
+pub static SHIM_STAMP: [u8; STAMP.len()] = match STAMP.as_bytes().first_chunk() {
+    Some(bytes) => *bytes,
+    None => [0; STAMP.len()],
+};
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = session::remember_environment;

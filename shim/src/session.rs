@@ -1,0 +1,288 @@
+//! The way to the launcher: finding the ring, announcing this process, writing records.
+//!
+//! Nothing here waits for another thread, and nothing runs before tt-metal is called, so there is no
+//! lock that a signal handler, a fork or an exit could leave behind.
+
+use std::ffi::{CStr, OsStr, c_char};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+
+use ttalloc_ring::record::{self, Body, Head};
+use ttalloc_ring::ring::Producer;
+use ttalloc_ring::{RING_VARIABLE, record::MAX_BYTES};
+
+use crate::runtime::Runtime;
+
+/// The ring's path, copied when this library is loaded: the program may change its environment.
+static RING_PATH: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
+
+const NEW: u8 = 0;
+const ON: u8 = 1;
+const OFF: u8 = 2;
+static STATE: AtomicU8 = AtomicU8::new(NEW);
+static SESSION: AtomicPtr<Session> = AtomicPtr::new(std::ptr::null_mut());
+/// Whether this process or one that it was forked from was announced.
+static ANNOUNCED: AtomicU8 = AtomicU8::new(0);
+
+/// What a process that uses tt-metal under a launcher has.
+struct Session {
+    producer: Producer,
+    runtime: &'static Runtime,
+    own: &'static PerProcess,
+}
+
+/// State that a forked child must not inherit. It lives on a page that the kernel clears on fork.
+#[repr(C)]
+struct PerProcess {
+    /// The process's number in the ring plus one; 0 until announced.
+    number: AtomicU32,
+    /// Allocators and devices that were described to the launcher.
+    described: [[AtomicUsize; 8]; 32],
+}
+
+impl PerProcess {
+    fn set(&self, object: usize) -> &[AtomicUsize; 8] {
+        // Heap objects differ above their lowest four bits.
+        let hash = (object as u64 >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59;
+        &self.described[hash as usize]
+    }
+
+    fn knows(&self, object: usize) -> bool {
+        self.set(object).iter().any(|entry| entry.load(Ordering::Acquire) == object)
+    }
+
+    /// Remembers `object`, where there is room: what is not remembered is described again.
+    fn remember(&self, object: usize) {
+        let _ = self.set(object).iter().find(|entry| {
+            entry.compare_exchange(0, object, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        });
+    }
+
+    fn forget(&self, object: usize) {
+        for entry in self.set(object) {
+            let _ = entry.compare_exchange(object, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Restores `errno` when dropped.
+pub struct KeepErrno(i32);
+
+impl KeepErrno {
+    pub fn new() -> KeepErrno {
+        // SAFETY: glibc's errno of this thread is always there.
+        KeepErrno(unsafe { *libc::__errno_location() })
+    }
+}
+
+impl Drop for KeepErrno {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { *libc::__errno_location() = self.0 };
+    }
+}
+
+/// Copies the ring's path out of the environment. Runs when the library is loaded.
+pub extern "C" fn remember_environment() {
+    // SAFETY: a C string; at this time no other thread can be changing the environment.
+    let value: *const c_char = unsafe { libc::getenv(RING_VARIABLE.as_ptr()) };
+    if value.is_null() {
+        return;
+    }
+    // SAFETY: getenv returned it, and nothing has changed the environment since.
+    let value = unsafe { CStr::from_ptr(value) }.to_bytes_with_nul();
+    // A path that is too long is none of ours; left empty, it leads nowhere.
+    if value.len() <= RING_PATH.len() {
+        for (to, from) in RING_PATH.iter().zip(value) {
+            to.store(*from, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes the records of one call of a hook.
+#[derive(Clone, Copy)]
+pub struct Recorder {
+    session: &'static Session,
+    process: u32,
+}
+
+impl Recorder {
+    /// A recorder for a call of the hook of the symbol at `index`; None when nothing is to be recorded.
+    #[inline]
+    pub fn for_call(index: usize) -> Option<Recorder> {
+        match STATE.load(Ordering::Acquire) {
+            ON => {}
+            OFF => return None,
+            _ => {
+                if !start() {
+                    return None;
+                }
+            }
+        }
+        // SAFETY: set to a leaked box before STATE became ON, and never changed.
+        let session = unsafe { SESSION.load(Ordering::Acquire).as_ref() }?;
+        let process = match session.own.number.load(Ordering::Acquire) {
+            0 => announce(session),
+            number => number - 1,
+        };
+        if !session.runtime.uses(index) {
+            return None;
+        }
+        session.producer.count_call(process, index);
+        Some(Recorder { session, process })
+    }
+
+    /// The runtime that was called.
+    #[inline]
+    pub fn runtime(&self) -> &'static Runtime {
+        self.session.runtime
+    }
+
+    /// Writes a record that is stamped now.
+    #[inline]
+    pub fn write<B: Body>(&self, body: &B) {
+        self.write_with_tail(body, &[]);
+    }
+
+    /// Writes a record with a tail.
+    #[inline]
+    pub fn write_with_tail<B: Body>(&self, body: &B, tail: &[u8]) {
+        let head = Head { kind: B::KIND as u32, process: self.process, time_ns: now_ns() };
+        // Head and body are copied together, so that the ring sees one slice of whole words.
+        let mut bytes = [0; 128];
+        let (start, rest) = bytes.split_at_mut(size_of::<Head>());
+        start.copy_from_slice(bytemuck::bytes_of(&head));
+        rest[..size_of::<B>()].copy_from_slice(bytemuck::bytes_of(body));
+        if !self.session.producer.write(&bytes[..size_of::<Head>() + size_of::<B>()], tail)
+            && self.session.producer.is_closed()
+        {
+            STATE.store(OFF, Ordering::Release);
+        }
+    }
+
+    /// Whether `object` was described to the launcher, as far as remembered.
+    #[inline]
+    pub fn knows(&self, object: usize) -> bool {
+        self.session.own.knows(object)
+    }
+
+    /// Remembers that `object` was described.
+    pub fn remember(&self, object: usize) {
+        self.session.own.remember(object);
+    }
+
+    /// Forgets `object`, which ends: another may come to its address.
+    pub fn forget(&self, object: usize) {
+        self.session.own.forget(object);
+    }
+}
+
+/// Attaches to the ring, if there is one; whether recording is on.
+#[cold]
+fn start() -> bool {
+    let _errno = KeepErrno::new();
+    let Some(runtime) = Runtime::get() else { return false };
+    let session =
+        attach().zip(per_process()).map(|(producer, own)| Session { producer, runtime, own });
+    let Some(session) = session else {
+        let _ = STATE.compare_exchange(NEW, OFF, Ordering::AcqRel, Ordering::Relaxed);
+        return STATE.load(Ordering::Acquire) == ON;
+    };
+    let session = Box::into_raw(Box::new(session));
+    let published = SESSION.compare_exchange(
+        std::ptr::null_mut(),
+        session,
+        Ordering::AcqRel,
+        Ordering::Acquire,
+    );
+    if published.is_err() {
+        // Another thread was faster.
+        // SAFETY: this box was made above and given to nobody.
+        drop(unsafe { Box::from_raw(session) });
+    }
+    let _ = STATE.compare_exchange(NEW, ON, Ordering::AcqRel, Ordering::Relaxed);
+    STATE.load(Ordering::Acquire) == ON
+}
+
+fn attach() -> Option<Producer> {
+    let path: Vec<u8> = RING_PATH
+        .iter()
+        .map(|byte| byte.load(Ordering::Relaxed))
+        .take_while(|&byte| byte != 0)
+        .collect();
+    if path.is_empty() {
+        return None;
+    }
+    Producer::attach(Path::new(OsStr::from_bytes(&path))).ok()
+}
+
+/// Maps the page of [`PerProcess`].
+fn per_process() -> Option<&'static PerProcess> {
+    const BYTES: usize = 4096;
+    const { assert!(size_of::<PerProcess>() <= BYTES) };
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, protection, flags, -1, 0) };
+    if page == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: the page that was just mapped, whole.
+    if unsafe { libc::madvise(page, BYTES, libc::MADV_WIPEONFORK) } != 0 {
+        // Before Linux 4.14. A forked child would write as its parent, so step aside.
+        // SAFETY: as above; nobody else knows the page.
+        unsafe { libc::munmap(page, BYTES) };
+        return None;
+    }
+    // SAFETY: zeroed, page-aligned, large enough, never unmapped; atomics may be zero and shared.
+    Some(unsafe { &*page.cast::<PerProcess>() })
+}
+
+/// Tells the launcher of this process and its runtime; returns the process's number.
+#[cold]
+fn announce(session: &'static Session) -> u32 {
+    let _errno = KeepErrno::new();
+    let process = session.producer.new_process();
+    let number = &session.own.number;
+    match number.compare_exchange(0, process + 1, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        Err(other) => return other - 1,
+    }
+    let forked = ANNOUNCED.swap(1, Ordering::Relaxed);
+    let recorder = Recorder { session, process };
+    let room = MAX_BYTES - size_of::<Head>() - size_of::<record::Process>();
+    let mut argv = Vec::new();
+    for argument in std::env::args_os() {
+        argv.extend(argument.into_vec());
+        argv.push(0);
+    }
+    let cut = argv.len() > room;
+    argv.truncate(room);
+    let body = record::Process {
+        pid: std::process::id(),
+        parent_pid: std::os::unix::process::parent_id(),
+        forked: forked.into(),
+        argv_cut: cut.into(),
+    };
+    recorder.write_with_tail(&body, &argv);
+
+    let runtime = session.runtime;
+    let mut build_id = [0; 28];
+    let id = runtime.build_id.as_deref().unwrap_or_default();
+    let len = id.len().min(build_id.len());
+    build_id[..len].copy_from_slice(&id[..len]);
+    let body = record::Runtime { present: runtime.present.0, build_id, build_id_len: len as u32 };
+    let path = runtime.path.to_bytes();
+    recorder.write_with_tail(&body, &path[..path.len().min(MAX_BYTES / 2)]);
+    process
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+#[inline]
+fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid place for the result; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
