@@ -391,9 +391,9 @@ unsafe fn describe_allocator(recorder: &Recorder, allocator: usize, device: usiz
         alignment: 0,
     };
     // DRAM, L1, L1_SMALL and TRACE. The allocator throws when asked for the banks of SYSTEM_MEMORY (2).
-    for buffer_type in [0_u8, 1, 3, 4] {
-        let reference = (&raw const buffer_type) as usize;
-        let at = usize::from(buffer_type);
+    // A word holds the enumeration's value whatever its width.
+    for at in [0_usize, 1, 3, 4] {
+        let reference = (&raw const at) as usize;
         // SAFETY: a live allocator and a reference to one of its types.
         described.banks[at] = unsafe { calls::num_banks(runtime, allocator, reference) } as u32;
         // SAFETY: as above.

@@ -1,0 +1,593 @@
+//! The books: who holds how much of which chip's memory, from the records alone.
+//!
+//! Memory is handed out by allocators. An allocation occupies every chip of the device whose allocator
+//! gave it: all chips of a MeshDevice, or the one of a Device. It is live from the allocator's return to
+//! the allocator's free, or to the allocator's end, whatever the program still holds.
+//!
+//! An allocation has an identity of its own. Neither its Buffer object nor its (allocator, type,
+//! address) will do: a buffer that is freed under a graph capture without dispatch stays allocated while
+//! its object dies, so the pointer comes back; and two per-core buffers may have one address. Both are
+//! ways to find it. Objects are known by address, and addresses are reused: an allocator or device that
+//! ends takes its entry along, so that the next at that address is another.
+//!
+//! Nothing here does I/O, and no record can make it panic.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use ttalloc_ring::record::{self, Head, Record, TYPES};
+use ttalloc_symbols::{Era, SymbolSet};
+
+/// tt-metal's `BufferType`: the kind of memory.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum MemoryType {
+    /// The chip's DRAM.
+    Dram,
+    /// The L1 of the worker cores.
+    L1,
+    /// Host memory that the device can reach.
+    SystemMemory,
+    /// The part of L1 set apart by `l1_small_size`.
+    L1Small,
+    /// The part of DRAM set apart by `trace_region_size`.
+    Trace,
+}
+
+impl MemoryType {
+    /// All types, in the order of their numbers in tt-metal.
+    pub const ALL: [MemoryType; TYPES] = [
+        MemoryType::Dram,
+        MemoryType::L1,
+        MemoryType::SystemMemory,
+        MemoryType::L1Small,
+        MemoryType::Trace,
+    ];
+
+    fn from_number(number: u32) -> Option<MemoryType> {
+        MemoryType::ALL.get(number as usize).copied()
+    }
+}
+
+impl fmt::Display for MemoryType {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(match self {
+            MemoryType::Dram => "DRAM",
+            MemoryType::L1 => "L1",
+            MemoryType::SystemMemory => "SYSTEM_MEMORY",
+            MemoryType::L1Small => "L1_SMALL",
+            MemoryType::Trace => "TRACE",
+        })
+    }
+}
+
+/// How much some allocations take on one chip.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+pub struct Totals {
+    /// How many buffers.
+    pub buffers: u64,
+    /// What was asked for: the sum of `Buffer::size()`, in bytes.
+    pub bytes: u64,
+    /// What the allocator charges in every bank, its rounding included, in bytes. Equal to
+    /// `get_memory_view(...).total_bytes_allocated_per_bank`.
+    pub bytes_per_bank: u64,
+    /// Bytes per bank times the number of banks: what runs out.
+    pub reserved_bytes: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: Totals) {
+        self.buffers = self.buffers.saturating_add(other.buffers);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.bytes_per_bank = self.bytes_per_bank.saturating_add(other.bytes_per_bank);
+        self.reserved_bytes = self.reserved_bytes.saturating_add(other.reserved_bytes);
+    }
+
+    fn subtract(&mut self, other: Totals) {
+        self.buffers = self.buffers.saturating_sub(other.buffers);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+        self.bytes_per_bank = self.bytes_per_bank.saturating_sub(other.bytes_per_bank);
+        self.reserved_bytes = self.reserved_bytes.saturating_sub(other.reserved_bytes);
+    }
+}
+
+/// One chip's memory of one type.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// The number of banks.
+    pub banks: u32,
+    /// What can be allocated in each, in bytes.
+    pub bank_bytes: u64,
+    /// What is allocated now.
+    pub live: Totals,
+    /// What was allocated when most was reserved.
+    pub peak: Totals,
+    /// When that was, in nanoseconds of the records' clock.
+    pub peak_ns: u64,
+    /// What was live when the chip's devices last closed.
+    pub live_at_close: Option<Totals>,
+    /// Successful allocations.
+    pub allocations: u64,
+    /// Buffers freed one by one.
+    pub frees: u64,
+    /// Buffers that the runtime let go all at once, as it does when a device closes.
+    pub released: u64,
+    /// Allocations that ended in an exception.
+    pub failed: u64,
+    /// The bytes asked for by all successful allocations.
+    pub allocated_bytes_total: u64,
+}
+
+/// One chip, as one process used it.
+#[derive(Clone, Debug, Default)]
+pub struct Chip {
+    /// tt-metal's `ARCH`.
+    pub arch: u32,
+    /// Its memory, by [`MemoryType::ALL`].
+    pub memory: [Memory; TYPES],
+    /// The devices that are open over it.
+    open: BTreeSet<u64>,
+    /// Whether it was reopened since `live_at_close` was taken.
+    reopened: bool,
+}
+
+impl Chip {
+    /// The type's memory.
+    pub fn memory(&self, kind: MemoryType) -> &Memory {
+        &self.memory[kind as usize]
+    }
+}
+
+/// A MeshDevice that was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    /// Its id: counted by the process, and no chip's id.
+    pub id: i32,
+    /// The ids of its chips, in the mesh's order.
+    pub chips: Vec<i32>,
+}
+
+/// One live allocation.
+#[derive(Clone, Debug)]
+pub struct Allocation {
+    /// The Buffer object.
+    buffer: u64,
+    /// Where it is, in each bank.
+    pub address: u64,
+    /// The type of memory.
+    pub kind: MemoryType,
+    /// What it takes on each of its chips.
+    pub totals: Totals,
+    /// The page's size in bytes.
+    pub page_bytes: u64,
+    /// When it was made, in nanoseconds of the records' clock.
+    pub time_ns: u64,
+}
+
+/// What an allocator gave and has not taken back.
+#[derive(Debug, Default)]
+struct Allocator {
+    device: u64,
+    chips: Vec<i32>,
+    banks: [u32; TYPES],
+    alignment: u64,
+    live: HashMap<u64, Allocation>,
+    by_buffer: HashMap<u64, Vec<u64>>,
+    by_address: BTreeMap<(MemoryType, u64), Vec<u64>>,
+}
+
+impl Allocator {
+    /// The allocation that freeing `buffer` at `address` ends.
+    ///
+    /// If the object is not known, the runtime still frees what lies at the address, which is how a
+    /// destructor that runs after `deallocate_buffers` takes another's memory.
+    fn find(&self, buffer: u64, address: u64) -> Option<u64> {
+        let of_buffer = self.by_buffer.get(&buffer).into_iter().flatten().rev();
+        let at_address = |id: &&u64| self.live.get(id).is_some_and(|one| one.address == address);
+        if let Some(&id) = of_buffer.into_iter().find(at_address) {
+            return Some(id);
+        }
+        let mut there = MemoryType::ALL
+            .into_iter()
+            .filter_map(|kind| self.by_address.get(&(kind, address)))
+            .flatten();
+        there.next().copied().filter(|_| there.next().is_none())
+    }
+
+    fn insert(&mut self, id: u64, allocation: Allocation) {
+        self.by_buffer.entry(allocation.buffer).or_default().push(id);
+        self.by_address.entry((allocation.kind, allocation.address)).or_default().push(id);
+        self.live.insert(id, allocation);
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Allocation> {
+        let allocation = self.live.remove(&id)?;
+        if let Some(ids) = self.by_buffer.get_mut(&allocation.buffer) {
+            ids.retain(|&other| other != id);
+            if ids.is_empty() {
+                self.by_buffer.remove(&allocation.buffer);
+            }
+        }
+        let place = (allocation.kind, allocation.address);
+        if let Some(ids) = self.by_address.get_mut(&place) {
+            ids.retain(|&other| other != id);
+            if ids.is_empty() {
+                self.by_address.remove(&place);
+            }
+        }
+        Some(allocation)
+    }
+
+    /// Whether one of its live allocations has `address` in its memory.
+    fn covers(&self, kind: MemoryType, address: u64) -> bool {
+        let below = self.by_address.range((kind, 0)..=(kind, address)).next_back();
+        below.into_iter().flat_map(|(_, ids)| ids).any(|id| {
+            self.live.get(id).is_some_and(|one| address - one.address < one.totals.bytes_per_bank)
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Device {
+    id: i32,
+    is_mesh: bool,
+    chips: Vec<i32>,
+    closed: bool,
+}
+
+/// The runtime that a process loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    /// The library that defines the allocator.
+    pub path: String,
+    /// Its build id, in hexadecimal.
+    pub build_id: Option<String>,
+    /// What it defines of the catalogue.
+    pub symbols: SymbolSet,
+}
+
+impl Runtime {
+    /// Its era, if it is a runtime that can be tracked.
+    pub fn era(&self) -> Option<Era> {
+        Era::of(&self.symbols).filter(|&era| self.symbols.missing(era).next().is_none())
+    }
+}
+
+/// One process's books.
+#[derive(Debug, Default)]
+pub struct Process {
+    /// Its pid, parent's pid and argument vector; None if the record was lost.
+    pub identity: Option<Identity>,
+    /// Its runtime; None if the record was lost.
+    pub runtime: Option<Runtime>,
+    /// The meshes it opened, in order.
+    pub meshes: Vec<Mesh>,
+    /// The chips it opened, by their ids.
+    pub chips: BTreeMap<i32, Chip>,
+    devices: HashMap<u64, Device>,
+    allocators: BTreeMap<u64, Allocator>,
+}
+
+/// Who a process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its pid.
+    pub pid: u32,
+    /// Its parent's pid when it first used tt-metal.
+    pub parent_pid: u32,
+    /// Its argument vector.
+    pub argv: Vec<String>,
+    /// Whether it was forked from a tracked process and has the runtime's state from there.
+    pub forked: bool,
+}
+
+/// What did not add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Anomalies {
+    /// Records that could not be read, or made no sense.
+    pub bad_records: u64,
+    /// Frees of memory that was not known to be allocated.
+    pub unknown_frees: u64,
+    /// Frees, in a forked child, of what its parent had allocated.
+    pub inherited_frees: u64,
+    /// Allocations by an allocator whose chips are not known.
+    pub unattributed: u64,
+    /// Buffers made at a given address where nothing was allocated.
+    pub external_placements: u64,
+}
+
+/// The books of a run.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// Each process's, by its number in the ring.
+    pub processes: BTreeMap<u32, Process>,
+    /// Records read.
+    pub events: u64,
+    /// What did not add up.
+    pub anomalies: Anomalies,
+    next_id: u64,
+}
+
+impl Ledger {
+    /// Enters one record.
+    pub fn enter(&mut self, bytes: &[u8]) {
+        self.events += 1;
+        let Ok((head, record)) = Record::decode(bytes) else {
+            self.anomalies.bad_records += 1;
+            return;
+        };
+        let process = self.processes.entry(head.process).or_default();
+        let mut entry =
+            Entry { head, process, anomalies: &mut self.anomalies, next_id: &mut self.next_id };
+        match record {
+            Record::Process(body, tail) => entry.process(body, tail.0),
+            Record::Runtime(body, tail) => entry.runtime(body, tail.0),
+            Record::Device(body, tail) => entry.device(body, tail.0),
+            Record::Allocator(body, _) => entry.allocator(body),
+            Record::Allocate(body, _) => entry.allocate(body),
+            Record::Free(body, _) => entry.free(body),
+            Record::Failed(body, _) => entry.failed(body),
+            Record::Release(body, _) => entry.release(body.allocator, body.ends != 0),
+            Record::Close(body, _) => entry.close(body.device),
+            Record::Placement(body, _) => entry.placement(body),
+        }
+    }
+}
+
+impl Process {
+    /// The live allocations with their chips, in no particular order.
+    pub fn live(&self) -> impl Iterator<Item = (&[i32], &Allocation)> {
+        self.allocators.values().flat_map(|allocator| {
+            allocator.live.values().map(|one| (allocator.chips.as_slice(), one))
+        })
+    }
+}
+
+/// One record being entered.
+struct Entry<'a> {
+    head: Head,
+    process: &'a mut Process,
+    anomalies: &'a mut Anomalies,
+    next_id: &'a mut u64,
+}
+
+impl Entry<'_> {
+    fn process(&mut self, body: record::Process, argv: &[u8]) {
+        let argv = argv.strip_suffix(b"\0").unwrap_or(argv);
+        self.process.identity = Some(Identity {
+            pid: body.pid,
+            parent_pid: body.parent_pid,
+            argv: argv.split(|&byte| byte == 0).map(text).collect(),
+            forked: body.forked != 0,
+        });
+    }
+
+    fn runtime(&mut self, body: record::Runtime, path: &[u8]) {
+        let hex = |id: &[u8]| id.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.process.runtime = Some(Runtime {
+            path: text(path),
+            build_id: body.build_id().map(hex),
+            symbols: body.symbols(),
+        });
+    }
+
+    fn device(&mut self, body: record::Device, chips: &[u8]) {
+        let (ids, rest) = chips.as_chunks::<4>();
+        if !rest.is_empty() {
+            self.anomalies.bad_records += 1;
+            return;
+        }
+        let chips: Vec<i32> = ids.iter().map(|&id| i32::from_le_bytes(id)).collect();
+        let is_mesh = body.is_mesh != 0;
+        let same = self.process.devices.get(&body.device).is_some_and(|known| {
+            !known.closed && known.id == body.id && known.is_mesh == is_mesh && known.chips == chips
+        });
+        if same {
+            return;
+        }
+        for &id in &chips {
+            let chip = self.process.chips.entry(id).or_default();
+            chip.arch = body.arch;
+            chip.reopened |= chip.open.is_empty();
+            chip.open.insert(body.device);
+        }
+        if is_mesh {
+            self.process.meshes.push(Mesh { id: body.id, chips: chips.clone() });
+        }
+        let device = Device { id: body.id, is_mesh, chips, closed: false };
+        self.process.devices.insert(body.device, device);
+    }
+
+    fn allocator(&mut self, body: record::Allocator) {
+        let chips = match self.process.devices.get(&body.device) {
+            Some(device) => device.chips.clone(),
+            None => Vec::new(),
+        };
+        // The allocator of a sub-device has no DRAM, and banks of another size.
+        let is_whole = body.banks[MemoryType::Dram as usize] != 0;
+        for id in &chips {
+            let Some(chip) = self.process.chips.get_mut(id) else { continue };
+            for (kind, memory) in chip.memory.iter_mut().enumerate() {
+                if is_whole || memory.banks == 0 {
+                    memory.banks = body.banks[kind];
+                    memory.bank_bytes = body.bank_bytes[kind];
+                }
+            }
+        }
+        match self.process.allocators.get(&body.allocator) {
+            Some(known) if known.device == body.device && known.chips == chips => return,
+            // It ended unseen.
+            Some(_) => self.release(body.allocator, true),
+            None => {}
+        }
+        let allocator = Allocator {
+            device: body.device,
+            chips,
+            banks: body.banks,
+            alignment: body.alignment.into(),
+            ..Allocator::default()
+        };
+        self.process.allocators.insert(body.allocator, allocator);
+    }
+
+    fn allocate(&mut self, body: record::Allocate) {
+        let Some(kind) = MemoryType::from_number(body.buffer_type) else {
+            self.anomalies.bad_records += 1;
+            return;
+        };
+        let known = self.process.allocators.get_mut(&body.allocator);
+        let Some(allocator) = known.filter(|allocator| !allocator.chips.is_empty()) else {
+            self.anomalies.unattributed += 1;
+            return;
+        };
+        // The free list rounds up once more: to the allocator's own alignment.
+        let bytes_per_bank = body
+            .bytes_per_bank
+            .checked_next_multiple_of(allocator.alignment.max(1))
+            .unwrap_or(u64::MAX);
+        let banks = u64::from(allocator.banks[kind as usize]);
+        let totals = Totals {
+            buffers: 1,
+            bytes: body.bytes,
+            bytes_per_bank,
+            reserved_bytes: bytes_per_bank.saturating_mul(banks),
+        };
+        let allocation = Allocation {
+            buffer: body.buffer,
+            address: body.address,
+            kind,
+            totals,
+            page_bytes: body.page_bytes,
+            time_ns: self.head.time_ns,
+        };
+        *self.next_id += 1;
+        allocator.insert(*self.next_id, allocation);
+        for id in &allocator.chips {
+            let Some(chip) = self.process.chips.get_mut(id) else { continue };
+            let memory = &mut chip.memory[kind as usize];
+            memory.allocations += 1;
+            memory.allocated_bytes_total = memory.allocated_bytes_total.saturating_add(body.bytes);
+            memory.live.add(totals);
+            if memory.live.reserved_bytes > memory.peak.reserved_bytes {
+                memory.peak = memory.live;
+                memory.peak_ns = self.head.time_ns;
+            }
+        }
+    }
+
+    fn free(&mut self, body: record::Free) {
+        let allocator = self.process.allocators.get_mut(&body.allocator);
+        let freed = allocator.and_then(|allocator| {
+            let id = allocator.find(body.buffer, body.address)?;
+            Some((allocator.remove(id)?, &allocator.chips))
+        });
+        let Some((allocation, chips)) = freed else {
+            match &self.process.identity {
+                Some(identity) if identity.forked => self.anomalies.inherited_frees += 1,
+                _ => self.anomalies.unknown_frees += 1,
+            }
+            return;
+        };
+        for id in chips {
+            let Some(chip) = self.process.chips.get_mut(id) else { continue };
+            let memory = &mut chip.memory[allocation.kind as usize];
+            memory.frees += 1;
+            memory.live.subtract(allocation.totals);
+        }
+    }
+
+    fn failed(&mut self, body: record::Failed) {
+        let Some(kind) = MemoryType::from_number(body.buffer_type) else {
+            self.anomalies.bad_records += 1;
+            return;
+        };
+        let known = self.process.allocators.get(&body.allocator);
+        let Some(allocator) = known.filter(|allocator| !allocator.chips.is_empty()) else {
+            self.anomalies.unattributed += 1;
+            return;
+        };
+        for id in &allocator.chips {
+            if let Some(chip) = self.process.chips.get_mut(id) {
+                chip.memory[kind as usize].failed += 1;
+            }
+        }
+    }
+
+    fn release(&mut self, address: u64, ends: bool) {
+        let Some(allocator) = self.process.allocators.get_mut(&address) else { return };
+        for (_, allocation) in allocator.live.drain() {
+            for id in &allocator.chips {
+                let Some(chip) = self.process.chips.get_mut(id) else { continue };
+                let memory = &mut chip.memory[allocation.kind as usize];
+                memory.released += 1;
+                memory.live.subtract(allocation.totals);
+            }
+        }
+        allocator.by_buffer.clear();
+        allocator.by_address.clear();
+        if ends {
+            self.process.allocators.remove(&address);
+        }
+    }
+
+    fn close(&mut self, address: u64) {
+        let Some(device) = self.process.devices.get_mut(&address) else { return };
+        if device.closed {
+            return;
+        }
+        device.closed = true;
+        let mut left = [Totals::default(); TYPES];
+        for allocator in self.process.allocators.values() {
+            for allocation in allocator.live.values().filter(|_| allocator.device == address) {
+                left[allocation.kind as usize].add(allocation.totals);
+            }
+        }
+        for id in &device.chips {
+            let Some(chip) = self.process.chips.get_mut(id) else { continue };
+            chip.open.remove(&address);
+            let reopened = std::mem::take(&mut chip.reopened);
+            for (memory, left) in chip.memory.iter_mut().zip(left) {
+                let at_close = memory.live_at_close.get_or_insert_default();
+                if reopened {
+                    *at_close = Totals::default();
+                }
+                at_close.add(left);
+            }
+        }
+    }
+
+    fn placement(&mut self, body: record::Placement) {
+        let Some(kind) = MemoryType::from_number(body.buffer_type) else {
+            self.anomalies.bad_records += 1;
+            return;
+        };
+        let device = self.process.devices.get(&body.device);
+        let chips = device.map(|device| device.chips.as_slice()).unwrap_or_default();
+        let covered = self.process.allocators.values().any(|allocator| {
+            allocator.chips.iter().any(|chip| chips.contains(chip))
+                && allocator.covers(kind, body.address)
+        });
+        if !covered {
+            self.anomalies.external_placements += 1;
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,9 @@
+//! ttalloc's launcher: it runs a program with the preload library, keeps the books from what that
+//! reports, and shows them.
+
+pub mod demo;
+pub mod ledger;
+pub mod report;
+pub mod run;
+pub mod shim;
+pub mod summary;

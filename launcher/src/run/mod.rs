@@ -1,0 +1,274 @@
+//! Running a program under the preload library: from its start to the report.
+
+mod destination;
+mod program;
+mod signals;
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ttalloc_ring::RING_VARIABLE;
+use ttalloc_ring::ring::{Consumer, DEFAULT_SLOTS};
+
+use self::destination::Destination;
+use self::program::ProgramError;
+use self::signals::Signals;
+use crate::ledger::Ledger;
+use crate::report::{Exit, Report, Run};
+use crate::shim::{self, ShimError};
+
+pub use self::destination::DEFAULT as DEFAULT_REPORT;
+
+const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
+/// How long to wait for records: from the first, when they are coming, to the last, when none are.
+const IDLE: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(10)];
+/// How long a record may stay half-written before its writer's life is looked into.
+const STALL: Duration = Duration::from_millis(500);
+/// Records taken at a time, before signals and the program's end are looked for again.
+const BATCH: usize = 1 << 16;
+
+/// What to run, and what to do with what was seen.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// Where the report goes (`-`: standard output); None for no report.
+    pub report: Option<PathBuf>,
+}
+
+/// A run that took place.
+pub struct Outcome {
+    /// What was seen.
+    pub report: Report,
+    /// The program's exit code, or 128 and the number of the signal that ended it.
+    pub code: u8,
+    /// Where the report went, or why it could not be written.
+    pub written: io::Result<Option<String>>,
+}
+
+/// Why a run did not take place.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The program can't be run or tracked.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// There is nothing to preload.
+    #[error(transparent)]
+    Shim(#[from] ShimError),
+    /// The report could not be written at the end.
+    #[error(
+        "the report can't be written to {path}: {why}; choose another place with --report, or none with --no-report"
+    )]
+    Report {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The system refused something.
+    #[error("{what}: {why}; {advice}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        why: io::Error,
+        /// What to do.
+        advice: &'static str,
+    },
+}
+
+impl RunError {
+    /// The exit code that says so: as `env` and `timeout` have it, 125 for the launcher's own errors,
+    /// 126 for a program that can't be run, 127 for one that isn't found.
+    pub fn code(&self) -> u8 {
+        match self {
+            RunError::Program(ProgramError::NotFound(_)) => 127,
+            RunError::Program(ProgramError::NotExecutable(..)) => 126,
+            _ => 125,
+        }
+    }
+}
+
+/// Runs a program to its end.
+pub fn run(options: &Options) -> Result<Outcome, RunError> {
+    let program = options.command.first().map(OsString::as_os_str).unwrap_or_default();
+    program::check(program)?;
+    let library = shim::find()?;
+    let destination = options.report.as_deref().map(check_destination).transpose()?;
+    let ring = Consumer::create(DEFAULT_SLOTS).map_err(|why| RunError::System {
+        what: "the shared memory for events can't be made",
+        why,
+        advice: "free some memory (it takes 9 MiB), or raise the limits of this session",
+    })?;
+    let signals = Signals::take().map_err(|why| RunError::System {
+        what: "signals can't be taken",
+        why,
+        advice: "raise the limit of open files (ulimit -n)",
+    })?;
+
+    let mut command = Command::new(program);
+    command
+        .args(&options.command[1..])
+        .env(PRELOAD_VARIABLE, preload(&library))
+        .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.path());
+    signals.pass_on(&mut command);
+    let (started, started_ns) = (jiff::Timestamp::now(), monotonic_ns());
+    let child = command.spawn().map_err(|why| {
+        ProgramError::NotExecutable(program.to_string_lossy().into_owned(), why.to_string())
+    })?;
+    let pid = child.id();
+    let mut session = Session { ring, ledger: Ledger::default(), stalled: None };
+    let status = session.follow(child, signals).map_err(|why| RunError::System {
+        what: "the program can't be waited for",
+        why,
+        advice: "look whether something else reaps this session's processes",
+    })?;
+    let still_running = session.finish(pid);
+
+    let Session { ring, ledger, .. } = session;
+    let run = Run {
+        command: options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        started,
+        started_ns,
+        duration_ns: monotonic_ns().saturating_sub(started_ns),
+        pid,
+        exit: exit(status),
+        dropped: ring.dropped(),
+        torn: ring.torn(),
+        still_running,
+    };
+    let report = Report::new(&run, &ledger, |process| ring.calls(process).map(Vec::from));
+    let written = match destination {
+        Some(destination) => to_json(&report).and_then(|json| destination.write(&json)),
+        None => Ok(None),
+    };
+    Ok(Outcome { report, code: code(status), written })
+}
+
+fn check_destination(path: &Path) -> Result<Destination, RunError> {
+    Destination::check(path)
+        .map_err(|why| RunError::Report { path: path.to_owned(), why: format!("{why:#}") })
+}
+
+fn to_json(report: &Report) -> io::Result<Vec<u8>> {
+    let mut json = serde_json::to_vec_pretty(report)?;
+    json.push(b'\n');
+    Ok(json)
+}
+
+/// Our library before whatever the user preloads.
+fn preload(library: &Path) -> OsString {
+    let mut value = library.as_os_str().to_owned();
+    if let Some(others) = env::var_os(PRELOAD_VARIABLE).filter(|others| !others.is_empty()) {
+        value.push(":");
+        value.push(others);
+    }
+    value
+}
+
+/// The ring and the books of a run.
+struct Session {
+    ring: Consumer,
+    ledger: Ledger,
+    /// Since when the next record has been half-written.
+    stalled: Option<Instant>,
+}
+
+impl Session {
+    /// Keeps the books until the program ends.
+    fn follow(&mut self, mut child: Child, mut signals: Signals) -> io::Result<ExitStatus> {
+        let mut idle = IDLE[0];
+        loop {
+            let count = self.drain();
+            // On one thread, so that the pid can't be reaped, and reused, before a signal is sent.
+            signals.forward_to(child.id());
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if count == BATCH {
+                continue;
+            }
+            self.pass_torn();
+            idle = if count > 0 { IDLE[0] } else { (idle * 2).min(IDLE[1]) };
+            thread::sleep(idle);
+        }
+    }
+
+    /// Enters what is left, and tells later writers to stop. Returns which tracked processes still run.
+    fn finish(&mut self, first: u32) -> Vec<u32> {
+        let end = Instant::now() + STALL;
+        loop {
+            while self.drain() > 0 {}
+            if !self.ring.is_stalled() {
+                break;
+            }
+            // Its writer may be alive, but it has had its time.
+            if Instant::now() > end {
+                self.ring.skip_torn();
+            } else {
+                thread::sleep(IDLE[0]);
+            }
+        }
+        self.ring.close();
+        while self.drain() > 0 {}
+        let mut running: Vec<u32> =
+            self.pids().filter(|&pid| pid != first && is_alive(pid)).collect();
+        running.dedup();
+        running
+    }
+
+    fn drain(&mut self) -> usize {
+        let ledger = &mut self.ledger;
+        self.ring.drain(BATCH, |record| ledger.enter(record))
+    }
+
+    /// Passes a record that has been half-written for long, if some process that could have been its
+    /// writer is dead.
+    fn pass_torn(&mut self) {
+        if !self.ring.is_stalled() {
+            self.stalled = None;
+            return;
+        }
+        let since = *self.stalled.get_or_insert_with(Instant::now);
+        if since.elapsed() > STALL && self.pids().any(|pid| !is_alive(pid)) {
+            self.ring.skip_torn();
+            self.stalled = None;
+        }
+    }
+
+    fn pids(&self) -> impl Iterator<Item = u32> {
+        self.ledger.processes.values().filter_map(|books| Some(books.identity.as_ref()?.pid))
+    }
+}
+
+fn is_alive(pid: u32) -> bool {
+    // SAFETY: signal 0 only asks.
+    let result = unsafe { libc::kill(pid as i32, 0) };
+    result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
+fn exit(status: ExitStatus) -> Exit {
+    match status.signal() {
+        Some(signal) => Exit::Signal(signals::name(signal)),
+        None => Exit::Code(status.code().unwrap_or_default()),
+    }
+}
+
+fn code(status: ExitStatus) -> u8 {
+    let code = status.signal().map_or(status.code().unwrap_or_default(), |signal| 128 + signal);
+    code as u8
+}
+
+/// The records' clock, `CLOCK_MONOTONIC`, in nanoseconds.
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid place for the result; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

@@ -1,0 +1,209 @@
+//! The program to run: where it is, and whether a preload library can work in it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use object::elf::{ELFCLASS64, EM_X86_64, FileHeader64, PT_INTERP};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Endianness, elf};
+
+/// Why the program can't be run, or not be tracked.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// There is no such program.
+    #[error("{0}: no such program; check its name, or give a path if it isn't in PATH")]
+    NotFound(String),
+    /// It is no program.
+    #[error("{0} can't be run: {1}; check that it is a program and may be executed")]
+    NotExecutable(String, String),
+    /// LD_PRELOAD has no effect on it.
+    #[error("{path} can't be tracked: {why}")]
+    NotTrackable {
+        /// The executable, perhaps a script's interpreter.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: &'static str,
+    },
+}
+
+/// Finds `program` as the shell would, and makes sure that LD_PRELOAD has an effect on it.
+pub fn check(program: &OsStr) -> Result<(), ProgramError> {
+    let name = || program.to_string_lossy().into_owned();
+    let path = match which::which(program) {
+        Ok(path) => path,
+        Err(_) => {
+            let path = Path::new(program);
+            let is_path = program.as_bytes().contains(&b'/');
+            return Err(match fs::metadata(path) {
+                Ok(found) if is_path && found.is_dir() => {
+                    ProgramError::NotExecutable(name(), "it is a folder".to_owned())
+                }
+                Ok(_) if is_path => {
+                    ProgramError::NotExecutable(name(), "permission denied".to_owned())
+                }
+                Err(error) if is_path && error.kind() != io::ErrorKind::NotFound => {
+                    ProgramError::NotExecutable(name(), error.to_string())
+                }
+                _ => ProgramError::NotFound(name()),
+            });
+        }
+    };
+    let path = path.canonicalize().unwrap_or(path);
+    check_file(&path, 0)
+}
+
+fn check_file(path: &Path, depth: u32) -> Result<(), ProgramError> {
+    // Linux follows at most four interpreters (BINPRM recursion, fs/exec.c).
+    const MOST_INTERPRETERS: u32 = 5;
+    // Where a file can be run but not read, running it will tell.
+    let Ok(start) = read_start(path) else { return Ok(()) };
+    if let Some(interpreter) = interpreter(&start).filter(|_| depth < MOST_INTERPRETERS) {
+        return match interpreter.canonicalize() {
+            Ok(interpreter) => check_file(&interpreter, depth + 1),
+            Err(_) => {
+                let why = format!("its interpreter {} is missing", interpreter.display());
+                Err(ProgramError::NotExecutable(path.display().to_string(), why))
+            }
+        };
+    }
+    let fail = |why| Err(ProgramError::NotTrackable { path: path.to_owned(), why });
+    if raises_privileges(path) {
+        return fail(
+            "it runs with other rights than yours (setuid, setgid or capabilities), where LD_PRELOAD has no effect; run ttalloc-run inside it, as in: sudo ttalloc-run PROGRAM",
+        );
+    }
+    match kind(&start) {
+        Kind::Dynamic | Kind::NotElf => Ok(()),
+        Kind::Static => fail(
+            "it is statically linked, so LD_PRELOAD has no effect; link it dynamically, tt-metal too",
+        ),
+        Kind::Foreign => fail("it isn't an x86-64 program, and tt-metal programs are"),
+    }
+}
+
+/// The first 64 KiB: ELF headers and program headers lie there.
+fn read_start(path: &Path) -> io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    File::open(path)?.take(64 * 1024).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+/// The interpreter of a script.
+fn interpreter(start: &[u8]) -> Option<PathBuf> {
+    let line = start.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
+    let word = line.trim_ascii().split(|byte| byte.is_ascii_whitespace()).next()?;
+    Some(PathBuf::from(OsStr::from_bytes(word)))
+}
+
+enum Kind {
+    Dynamic,
+    Static,
+    Foreign,
+    NotElf,
+}
+
+fn kind(start: &[u8]) -> Kind {
+    if !start.starts_with(&elf::ELFMAG) {
+        return Kind::NotElf;
+    }
+    let parsed = || {
+        if start.get(4) != Some(&ELFCLASS64.0) {
+            return None;
+        }
+        let header = FileHeader64::<Endianness>::parse(start).ok()?;
+        let endian = header.endian().ok()?;
+        if header.e_machine(endian) != EM_X86_64 {
+            return None;
+        }
+        let headers = header.program_headers(endian, start).ok()?;
+        Some(headers.iter().any(|header| header.p_type(endian) == PT_INTERP))
+    };
+    match parsed() {
+        Some(true) => Kind::Dynamic,
+        Some(false) => Kind::Static,
+        None => Kind::Foreign,
+    }
+}
+
+/// Whether the kernel would start it in secure mode for this user (ld.so(8), secure-execution mode).
+fn raises_privileges(path: &Path) -> bool {
+    const SETUID: u32 = 0o4000;
+    const SETGID: u32 = 0o2000;
+    let Ok(file) = fs::metadata(path) else { return false };
+    // SAFETY: these calls only return numbers.
+    let (user, group) = unsafe { ids() };
+    let by_user = file.mode() & SETUID != 0 && file.uid() != user;
+    let by_group = file.mode() & SETGID != 0 && file.gid() != group;
+    by_user || by_group || (user != 0 && has_capabilities(path))
+}
+
+/// The real user and group of this process.
+///
+/// # Safety
+/// None needed: the calls can't fail and touch no memory.
+unsafe fn ids() -> (u32, u32) {
+    // SAFETY: see above.
+    let user = unsafe { libc::getuid() };
+    // SAFETY: see above.
+    (user, unsafe { libc::getgid() })
+}
+
+fn has_capabilities(path: &Path) -> bool {
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    let name = c"security.capability";
+    // SAFETY: two C strings, and no buffer, so that only the size is returned.
+    unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) > 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn message(program: &str) -> String {
+        check(OsStr::new(program)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn ordinary_programs_pass() {
+        for program in ["ls", "sh", "/bin/sh"] {
+            check(OsStr::new(program)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_no_program_is_named() {
+        assert!(message("no-such-program").starts_with("no-such-program: no such program"));
+        assert!(message("./no/such").starts_with("./no/such: no such program"));
+        assert!(message("/tmp").contains("it is a folder"));
+        assert!(message("/etc/passwd").contains("permission denied"));
+    }
+
+    #[test]
+    fn what_cannot_be_tracked_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let mut elf = vec![0; 64];
+        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        elf[16] = 2;
+        elf[18] = 62;
+        assert!(message(&write("static", &elf)).contains("statically linked"));
+        elf[18] = 183;
+        assert!(message(&write("arm", &elf)).contains("x86-64"));
+        elf[4] = 1;
+        assert!(message(&write("narrow", &elf)).contains("x86-64"));
+        assert!(message(&write("script", b"#! /no/such\n")).contains("/no/such is missing"));
+        let script = write("good", b"#!/bin/sh\n");
+        check(OsStr::new(&script)).unwrap();
+        check(OsStr::new(&write("indirect", format!("#!{script}\n").as_bytes()))).unwrap();
+    }
+}

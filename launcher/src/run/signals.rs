@@ -1,0 +1,100 @@
+//! Signals: the program gets what was meant for it, and starts with what the launcher was given.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithOrigin;
+use signal_hook::low_level::siginfo::Cause;
+
+/// Signals that one process sends another to tell it something.
+const FORWARDED: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+
+/// Whether SIGPIPE was ignored when this process started. Rust's start-up code ignores it, so `main`
+/// can't tell any more.
+static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = note_inherited;
+
+extern "C" fn note_inherited() {
+    PIPE_IGNORED.store(is_ignored(libc::SIGPIPE), Ordering::Relaxed);
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: reads the signal's action into memory of the right size.
+    let result = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: zeroed memory is a valid action, and so is what the kernel wrote.
+    result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+fn set(signal: i32, handler: libc::sighandler_t) {
+    // SAFETY: SIG_IGN or SIG_DFL, for a signal that exists.
+    unsafe { libc::signal(signal, handler) };
+}
+
+/// The signals of a run.
+pub struct Signals {
+    arriving: SignalsInfo<WithOrigin>,
+    mask: libc::sigset_t,
+    child_ignored: bool,
+}
+
+impl Signals {
+    /// Takes the signals that are to be forwarded, except those that this process was told to ignore
+    /// (by nohup, for example), which the program inherits as ignored.
+    pub fn take() -> io::Result<Signals> {
+        let mut mask = MaybeUninit::zeroed();
+        // SAFETY: only reads this thread's mask, into memory of the right size.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), mask.as_mut_ptr()) };
+        // SAFETY: zeroed memory is a valid mask, and so is what the call wrote.
+        let mask = unsafe { mask.assume_init() };
+        let child_ignored = is_ignored(libc::SIGCHLD);
+        if child_ignored {
+            // Ignored, it would reap the program before its exit code is read.
+            set(libc::SIGCHLD, libc::SIG_DFL);
+        }
+        let taken = FORWARDED.into_iter().filter(|&signal| !is_ignored(signal));
+        Ok(Signals { arriving: SignalsInfo::new(taken)?, mask, child_ignored })
+    }
+
+    /// Makes `command` start with the mask and the ignored signals that this process started with.
+    pub fn pass_on(&self, command: &mut Command) {
+        let Signals { mask, child_ignored, .. } = *self;
+        let pipe_ignored = PIPE_IGNORED.load(Ordering::Relaxed);
+        let restore = move || {
+            let handler = |ignored| if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+            set(libc::SIGPIPE, handler(pipe_ignored));
+            set(libc::SIGCHLD, handler(child_ignored));
+            // SAFETY: a mask that the kernel gave us.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &mask, std::ptr::null_mut()) };
+            Ok(())
+        };
+        // SAFETY: only makes calls that are safe in a forked child of a threaded process.
+        unsafe { command.pre_exec(restore) };
+    }
+
+    /// Forwards what has arrived to the process `pid`, which must not have been waited for yet.
+    pub fn forward_to(&mut self, pid: u32) {
+        for signal in self.arriving.pending() {
+            // What the terminal sends, it sends to the program too.
+            if signal.cause == Cause::Kernel {
+                continue;
+            }
+            // SAFETY: a plain system call; the pid is our child's, which is not reaped.
+            unsafe { libc::kill(pid as i32, signal.signal) };
+        }
+    }
+}
+
+/// The name of a signal, such as `SIGKILL`.
+pub fn name(signal: i32) -> String {
+    let known = signal_hook::low_level::signal_name(signal);
+    known.map_or_else(|| format!("signal {signal}"), str::to_owned)
+}
