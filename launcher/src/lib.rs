@@ -1,6 +1,7 @@
 //! ttalloc's launcher: it runs a program with the preload library, keeps the books from what that
 //! reports, and shows them.
 
+pub mod cli;
 pub mod demo;
 pub mod ledger;
 pub mod report;

@@ -142,7 +142,7 @@ fn size(totals: Totals) -> String {
 /// How the program ended, in words.
 fn ending(exit: &Exit) -> String {
     match exit {
-        Exit::Code(0) => "ended well".to_owned(),
+        Exit::Code(0) => "exited normally".to_owned(),
         Exit::Code(code) => format!("exited with code {code}"),
         Exit::Signal(name) => format!("was ended by {name}"),
     }

@@ -1,0 +1,101 @@
+//! The command line of `ttalloc-run`.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use crate::run::{self, DEFAULT_REPORT, Options};
+use crate::summary::summary;
+
+const AFTER_HELP: &str = "\
+Examples:
+  ttalloc-run ./matmul_multicore_reuse
+  ttalloc-run python3 model.py --layers 2
+  ttalloc-run --quiet --report runs/today.json python3 -m pytest tests
+
+Exit code: the program's own, or 128 and the number of the signal that ended it. 127 when the
+program isn't found, 126 when it can't be run, 125 when ttalloc-run itself fails; then a line on
+standard error says why, and the program was not started, unless it says that the report is lost.
+
+Environment:
+  TTALLOC_SHIM   the preload library, if it is not beside ttalloc-run, in deps/ or in ../lib/";
+
+/// Runs a program that uses tt-metal or ttnn, and reports what every chip's memory held: a summary on
+/// standard error, and a JSON report.
+///
+/// The program needs no rebuilding. Its output, input, signals and exit code stay its own.
+#[derive(Parser)]
+#[command(name = "ttalloc-run", version, after_help = AFTER_HELP)]
+struct Arguments {
+    /// Print no summary. Problems are still told
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Write the JSON report to this file, or to standard output if it is "-"
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_REPORT)]
+    report: PathBuf,
+
+    /// Write no report
+    #[arg(long, conflicts_with = "report")]
+    no_report: bool,
+
+    /// The program and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
+    command: Vec<OsString>,
+}
+
+/// Runs the program that the command line names.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            let is_answer =
+                matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return ExitCode::from(if is_answer { 0 } else { 125 });
+        }
+    };
+    let options = Options {
+        command: arguments.command,
+        report: (!arguments.no_report).then_some(arguments.report),
+    };
+    let outcome = match run::run(&options) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            tell(&format!("ttalloc-run: {error}\n"));
+            return ExitCode::from(error.code());
+        }
+    };
+    if !arguments.quiet {
+        tell(&summary(&outcome.report));
+    } else {
+        for problem in &outcome.report.integrity.problems {
+            tell(&format!("ttalloc: incomplete: {problem}\n"));
+        }
+    }
+    match outcome.written {
+        Ok(note) => {
+            if let Some(note) = note.filter(|_| !arguments.quiet) {
+                tell(&format!("ttalloc: {note}\n"));
+            }
+            ExitCode::from(outcome.code)
+        }
+        Err(error) => {
+            tell(&format!("ttalloc-run: the report is lost: {error}\n"));
+            ExitCode::from(if outcome.code == 0 { 125 } else { outcome.code })
+        }
+    }
+}
+
+/// Writes to standard error. Where that is closed, there is nobody to tell.
+fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}

@@ -1,0 +1,93 @@
+//! The command line of `ttalloc`.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use crate::demo::cluster::{Arch, Cluster};
+use crate::demo::{self, python};
+use crate::report::Report;
+
+const AFTER_HELP: &str = "\
+Examples:
+  ttalloc demo
+  ttalloc demo --arch blackhole --chips 1
+  ttalloc schema > ttalloc.report.schema.json
+
+To run a program of your own, see ttalloc-run --help.
+
+Exit code: 0, or 2 when what was asked for can't be done, and a line on standard error says why.";
+
+/// ttalloc's tools: a demo, and the report's schema. Programs are run by ttalloc-run.
+#[derive(Parser)]
+#[command(name = "ttalloc", version, after_help = AFTER_HELP)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Tool,
+}
+
+#[derive(Subcommand)]
+enum Tool {
+    /// Run a small ttnn program on mock chips under ttalloc-run: the real tt-metal, no hardware
+    ///
+    /// Needs CPython 3.10 or 3.12, found on PATH or named in TTALLOC_PYTHON. Installs ttnn in the user's
+    /// cache the first time, which downloads about 100 MB.
+    Demo {
+        /// How many mock chips: 1, 2, 4, 8, or 32 of Wormhole
+        #[arg(long, default_value_t = 8)]
+        chips: u32,
+        /// Their architecture
+        #[arg(long, value_enum, default_value_t = Arch::Wormhole)]
+        arch: Arch,
+        /// Where the JSON report goes
+        #[arg(long, value_name = "FILE", default_value = crate::run::DEFAULT_REPORT)]
+        report: PathBuf,
+    },
+    /// Print the JSON Schema of the report
+    Schema,
+}
+
+/// Does what the command line asks for.
+pub fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Tool::Demo { chips, arch, report } => run_demo(chips, arch, &report),
+        Tool::Schema => print_schema(),
+    };
+    done.unwrap_or_else(|error| {
+        let _ = writeln!(io::stderr(), "ttalloc: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+fn run_demo(chips: u32, arch: Arch, report: &std::path::Path) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::of(arch, chips).with_context(|| {
+        format!("no mesh of {chips} chips; ask for 1, 2, 4, 8, or 32 of Wormhole")
+    })?;
+    let runtime = python::prepare(python::RELEASE)?;
+    let ttalloc = std::env::current_exe().context("this program can't find itself")?;
+    // The program runs in a folder of its own: tt-metal leaves files in the current one.
+    let report = std::path::absolute(report).context("the current folder is gone")?;
+    let folder = tempfile::tempdir().context("a temporary folder can't be made")?;
+    let options = ["--report".as_ref(), report.as_os_str()];
+    let status = demo::run(&runtime, cluster, &ttalloc, folder.path(), &options)
+        .context("ttalloc-run can't be run")?;
+    anyhow::ensure!(status.success(), "the demo failed ({status}); what it printed stands above");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_schema() -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let written = serde_json::to_writer_pretty(&mut out, &Report::json_schema())
+        .map_err(io::Error::from)
+        .and_then(|()| writeln!(out));
+    match written {
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        written => {
+            written.context("the schema can't be written")?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
