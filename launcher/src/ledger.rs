@@ -187,40 +187,39 @@ struct Allocator {
     banks: [u32; TYPES],
     alignment: u64,
     live: HashMap<u64, Allocation>,
-    by_buffer: HashMap<u64, Vec<u64>>,
+    /// By the Buffer object and the address, so that objects that come back cost no search.
+    by_buffer: HashMap<(u64, u64), Vec<u64>>,
     by_address: BTreeMap<(MemoryType, u64), Vec<u64>>,
+    /// What was let go all at once, and whose objects may still ask to free it: by object and address.
+    released: HashMap<(u64, u64), MemoryType>,
 }
 
 impl Allocator {
-    /// The allocation that freeing `buffer` at `address` ends.
-    ///
-    /// If the object is not known, the runtime still frees what lies at the address, which is how a
-    /// destructor that runs after `deallocate_buffers` takes another's memory.
-    fn find(&self, buffer: u64, address: u64) -> Option<u64> {
-        let of_buffer = self.by_buffer.get(&buffer).into_iter().flatten().rev();
-        let at_address = |id: &&u64| self.live.get(id).is_some_and(|one| one.address == address);
-        if let Some(&id) = of_buffer.into_iter().find(at_address) {
-            return Some(id);
+    /// The allocation that freeing `buffer` at `address` ends, if any; None if the buffer is not known.
+    fn find(&mut self, buffer: u64, address: u64) -> Option<Option<u64>> {
+        if let Some(id) = self.by_buffer.get(&(buffer, address)).and_then(|ids| ids.last()) {
+            return Some(Some(*id));
         }
-        let mut there = MemoryType::ALL
-            .into_iter()
-            .filter_map(|kind| self.by_address.get(&(kind, address)))
-            .flatten();
-        there.next().copied().filter(|_| there.next().is_none())
+        // A destructor that runs after `deallocate_buffers`: the runtime frees whatever lies there now.
+        let kind = self.released.remove(&(buffer, address))?;
+        Some(self.by_address.get(&(kind, address)).and_then(|ids| ids.last()).copied())
     }
 
     fn insert(&mut self, id: u64, allocation: Allocation) {
-        self.by_buffer.entry(allocation.buffer).or_default().push(id);
+        let object = (allocation.buffer, allocation.address);
+        self.released.remove(&object);
+        self.by_buffer.entry(object).or_default().push(id);
         self.by_address.entry((allocation.kind, allocation.address)).or_default().push(id);
         self.live.insert(id, allocation);
     }
 
     fn remove(&mut self, id: u64) -> Option<Allocation> {
         let allocation = self.live.remove(&id)?;
-        if let Some(ids) = self.by_buffer.get_mut(&allocation.buffer) {
+        let object = (allocation.buffer, allocation.address);
+        if let Some(ids) = self.by_buffer.get_mut(&object) {
             ids.retain(|&other| other != id);
             if ids.is_empty() {
-                self.by_buffer.remove(&allocation.buffer);
+                self.by_buffer.remove(&object);
             }
         }
         let place = (allocation.kind, allocation.address);
@@ -492,17 +491,18 @@ impl Entry<'_> {
 
     fn free(&mut self, body: record::Free) {
         let allocator = self.process.allocators.get_mut(&body.allocator);
-        let freed = allocator.and_then(|allocator| {
+        let found = allocator.and_then(|allocator| {
             let id = allocator.find(body.buffer, body.address)?;
-            Some((allocator.remove(id)?, &allocator.chips))
+            Some((id.and_then(|id| allocator.remove(id)), &allocator.chips))
         });
-        let Some((allocation, chips)) = freed else {
+        let Some((freed, chips)) = found else {
             match &self.process.identity {
                 Some(identity) if identity.forked => self.anomalies.inherited_frees += 1,
                 _ => self.anomalies.unknown_frees += 1,
             }
             return;
         };
+        let Some(allocation) = freed else { return };
         for id in chips {
             let Some(chip) = self.process.chips.get_mut(id) else { continue };
             let memory = &mut chip.memory[allocation.kind as usize];
@@ -531,6 +531,8 @@ impl Entry<'_> {
     fn release(&mut self, address: u64, ends: bool) {
         let Some(allocator) = self.process.allocators.get_mut(&address) else { return };
         for (_, allocation) in allocator.live.drain() {
+            let object = (allocation.buffer, allocation.address);
+            allocator.released.insert(object, allocation.kind);
             for id in &allocator.chips {
                 let Some(chip) = self.process.chips.get_mut(id) else { continue };
                 let memory = &mut chip.memory[allocation.kind as usize];
@@ -590,4 +592,350 @@ impl Entry<'_> {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use ttalloc_ring::record::Body;
+
+    const MESH: u64 = 0x1000;
+    const ALLOCATOR: u64 = 0x2000;
+    const DRAM_BANKS: u32 = 12;
+
+    /// Records of one process, one nanosecond apart.
+    #[derive(Default)]
+    struct Story {
+        ledger: Ledger,
+        time_ns: u64,
+    }
+
+    impl Story {
+        /// A process with a mesh of `chips` chips and its allocator.
+        fn with_mesh(chips: i32) -> Story {
+            let mut story = Story::default();
+            story.mesh(MESH, 0, &(0..chips).collect::<Vec<_>>());
+            story.allocator(ALLOCATOR, MESH);
+            story
+        }
+
+        fn tell<B: Body>(&mut self, body: &B, tail: &[u8]) {
+            self.time_ns += 1;
+            let head = Head { kind: B::KIND as u32, process: 0, time_ns: self.time_ns };
+            let bytes = [bytemuck::bytes_of(&head), bytemuck::bytes_of(body), tail].concat();
+            self.ledger.enter(&bytes);
+        }
+
+        fn mesh(&mut self, device: u64, id: i32, chips: &[i32]) {
+            let body = record::Device { device, id, arch: 2, is_mesh: 1, reserved: 0 };
+            self.tell(&body, bytemuck::cast_slice(chips));
+        }
+
+        fn allocator(&mut self, allocator: u64, device: u64) {
+            let mut body = record::Allocator {
+                allocator,
+                device,
+                bank_bytes: [0; TYPES],
+                banks: [0; TYPES],
+                alignment: 32,
+            };
+            (body.banks[0], body.bank_bytes[0]) = (DRAM_BANKS, 1 << 30);
+            (body.banks[1], body.bank_bytes[1]) = (64, 1 << 20);
+            self.tell(&body, b"");
+        }
+
+        fn allocate(
+            &mut self,
+            allocator: u64,
+            buffer: u64,
+            kind: u32,
+            address: u64,
+            per_bank: u64,
+        ) {
+            self.tell(
+                &record::Allocate {
+                    allocator,
+                    buffer,
+                    address,
+                    bytes: per_bank * 2,
+                    bytes_per_bank: per_bank,
+                    page_bytes: 32,
+                    buffer_type: kind,
+                    reserved: 0,
+                },
+                b"",
+            );
+        }
+
+        fn free(&mut self, allocator: u64, buffer: u64, address: u64) {
+            self.tell(&record::Free { allocator, buffer, address }, b"");
+        }
+
+        fn release(&mut self, allocator: u64, ends: u64) {
+            self.tell(&record::Release { allocator, ends }, b"");
+        }
+
+        fn close(&mut self, device: u64) {
+            self.tell(&record::Close { device }, b"");
+        }
+
+        fn memory(&self, chip: i32, kind: MemoryType) -> &Memory {
+            self.ledger.processes[&0].chips[&chip].memory(kind)
+        }
+
+        fn dram(&self, chip: i32) -> &Memory {
+            self.memory(chip, MemoryType::Dram)
+        }
+    }
+
+    #[test]
+    fn a_mesh_tensor_occupies_every_chip_once() {
+        let mut story = Story::with_mesh(8);
+        story.allocate(ALLOCATOR, 1, 0, 1024, 100);
+        for chip in 0..8 {
+            let live = story.dram(chip).live;
+            let expected = Totals {
+                buffers: 1,
+                bytes: 200,
+                bytes_per_bank: 128,
+                reserved_bytes: 128 * u64::from(DRAM_BANKS),
+            };
+            assert_eq!(live, expected, "rounded up to the allocator's 32 bytes");
+        }
+        story.free(ALLOCATOR, 1, 1024);
+        assert_eq!(story.dram(3).live, Totals::default());
+        assert_eq!(story.dram(3).frees, 1);
+        assert_eq!(story.ledger.anomalies, Anomalies::default());
+    }
+
+    #[test]
+    fn the_peak_is_the_most_that_was_reserved_at_once() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 1, 0, 0, 64);
+        story.allocate(ALLOCATOR, 2, 0, 64, 64);
+        let at_peak = story.time_ns;
+        story.free(ALLOCATOR, 1, 0);
+        story.allocate(ALLOCATOR, 3, 0, 0, 32);
+        let memory = story.dram(0);
+        assert_eq!((memory.peak.bytes_per_bank, memory.peak_ns), (128, at_peak));
+        assert_eq!(memory.live.bytes_per_bank, 96);
+    }
+
+    #[test]
+    fn a_pointer_that_comes_back_names_the_newer_buffer() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 7, 0, 0, 64);
+        // Its object died without a free, and the next one came to the same place.
+        story.allocate(ALLOCATOR, 7, 0, 64, 32);
+        assert_eq!(story.dram(0).live.buffers, 2);
+        story.free(ALLOCATOR, 7, 64);
+        assert_eq!(story.dram(0).live.bytes_per_bank, 64);
+        assert_eq!(story.ledger.anomalies.unknown_frees, 0);
+    }
+
+    #[test]
+    fn two_buffers_may_share_type_and_address() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 1, 1, 512, 64);
+        story.allocate(ALLOCATOR, 2, 1, 512, 96);
+        story.free(ALLOCATOR, 1, 512);
+        assert_eq!(story.memory(0, MemoryType::L1).live.bytes_per_bank, 96);
+    }
+
+    #[test]
+    fn a_stale_free_takes_what_lies_at_its_address_as_the_runtime_does() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 1, 0, 0, 64);
+        story.release(ALLOCATOR, 0);
+        assert_eq!((story.dram(0).live.buffers, story.dram(0).released), (0, 1));
+        story.allocate(ALLOCATOR, 2, 0, 0, 32);
+        story.allocate(ALLOCATOR, 3, 1, 0, 32);
+        story.free(ALLOCATOR, 1, 0);
+        assert_eq!(story.dram(0).live.buffers, 0);
+        assert_eq!(story.memory(0, MemoryType::L1).live.buffers, 1, "of its own type only");
+        story.release(ALLOCATOR, 0);
+        story.free(ALLOCATOR, 3, 0);
+        assert_eq!(story.ledger.anomalies.unknown_frees, 0, "nothing lay there");
+        story.free(ALLOCATOR, 3, 0);
+        assert_eq!(story.ledger.anomalies.unknown_frees, 1);
+    }
+
+    #[test]
+    fn an_allocator_at_a_used_address_is_another() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 1, 0, 0, 64);
+        story.close(MESH);
+        story.release(ALLOCATOR, 1);
+        story.mesh(MESH, 1, &[0]);
+        story.allocator(ALLOCATOR, MESH);
+        story.allocate(ALLOCATOR, 1, 0, 0, 32);
+        let memory = story.dram(0);
+        assert_eq!(memory.live.bytes_per_bank, 32);
+        assert_eq!(memory.live_at_close.unwrap().bytes_per_bank, 64);
+        assert_eq!(story.ledger.processes[&0].meshes.len(), 2);
+    }
+
+    #[test]
+    fn what_is_left_at_close_is_summed_over_a_chips_devices_and_starts_anew() {
+        const SUBMESH: u64 = 0x3000;
+        const ITS_ALLOCATOR: u64 = 0x4000;
+        let mut story = Story::with_mesh(2);
+        story.mesh(SUBMESH, 1, &[1]);
+        story.allocator(ITS_ALLOCATOR, SUBMESH);
+        story.allocate(ALLOCATOR, 1, 0, 0, 32);
+        story.allocate(ITS_ALLOCATOR, 2, 0, 0, 64);
+        story.close(SUBMESH);
+        story.close(SUBMESH);
+        assert_eq!(story.dram(0).live_at_close, None);
+        story.close(MESH);
+        let left = |story: &Story, chip| story.dram(chip).live_at_close.unwrap().bytes_per_bank;
+        assert_eq!((left(&story, 0), left(&story, 1)), (32, 96));
+        story.release(ALLOCATOR, 1);
+        story.release(ITS_ALLOCATOR, 1);
+        story.mesh(MESH, 2, &[0, 1]);
+        story.close(MESH);
+        assert_eq!((left(&story, 0), left(&story, 1)), (0, 0));
+    }
+
+    #[test]
+    fn descriptions_may_be_repeated() {
+        let mut story = Story::with_mesh(2);
+        story.allocate(ALLOCATOR, 1, 0, 0, 32);
+        story.mesh(MESH, 0, &[0, 1]);
+        story.allocator(ALLOCATOR, MESH);
+        assert_eq!(story.dram(1).live.buffers, 1);
+        assert_eq!(story.ledger.processes[&0].meshes.len(), 1);
+    }
+
+    #[test]
+    fn only_a_placement_that_nothing_covers_is_external() {
+        let mut story = Story::with_mesh(2);
+        let body = record::Device { device: 0x5000, id: 1, arch: 2, is_mesh: 0, reserved: 0 };
+        story.tell(&body, &1_i32.to_le_bytes());
+        story.allocate(ALLOCATOR, 1, 0, 1024, 64);
+        let mut place = |kind, address| {
+            let body = record::Placement {
+                device: 0x5000,
+                address,
+                bytes: 32,
+                buffer_type: kind,
+                reserved: 0,
+            };
+            story.tell(&body, b"");
+            story.ledger.anomalies.external_placements
+        };
+        assert_eq!([place(0, 1024), place(0, 1056), place(0, 1087)], [0, 0, 0]);
+        assert_eq!([place(0, 1088), place(0, 1023), place(1, 1024)], [1, 2, 3]);
+        assert_eq!(story.dram(1).live.buffers, 1, "a placement adds no memory");
+    }
+
+    #[test]
+    fn a_forked_childs_free_of_its_parents_buffer_is_no_mystery() {
+        let mut story = Story::default();
+        let body = record::Process { pid: 2, parent_pid: 1, forked: 1, argv_cut: 0 };
+        story.tell(&body, b"python3\0");
+        story.free(ALLOCATOR, 1, 0);
+        assert_eq!(story.ledger.anomalies.inherited_frees, 1);
+        assert_eq!(story.ledger.anomalies.unknown_frees, 0);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_counted() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(0xdead, 1, 0, 0, 32);
+        story.allocate(ALLOCATOR, 1, 99, 0, 32);
+        story.allocate(ALLOCATOR, 1, 0, 0, u64::MAX / 2);
+        story.allocate(ALLOCATOR, 2, 0, 0, u64::MAX / 2);
+        story.tell(&record::Device { device: 9, id: 0, arch: 0, is_mesh: 1, reserved: 0 }, b"abc");
+        story.ledger.enter(b"");
+        let found = story.ledger.anomalies;
+        assert_eq!((found.unattributed, found.bad_records), (1, 3));
+        assert_eq!(story.dram(0).live.buffers, 2);
+    }
+
+    /// A step of a random story, and what it does to the naive books.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Allocate { allocator: usize, kind: u32, per_bank: u64 },
+        Free(prop::sample::Index),
+        Release(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let allocator = 0..3_usize;
+        prop_oneof![
+            6 => (allocator.clone(), 0..2_u32, 1..5000_u64).prop_map(|(allocator, kind, per_bank)| {
+                Step::Allocate { allocator, kind, per_bank }
+            }),
+            4 => any::<prop::sample::Index>().prop_map(Step::Free),
+            1 => allocator.prop_map(Step::Release),
+        ]
+    }
+
+    proptest! {
+        /// Three meshes over two chips: {0, 1}, {0} and {1}. At every step each chip's live figures
+        /// are the sum over a plain list of what is live.
+        #[test]
+        fn figures_are_the_sum_of_what_is_live(steps in prop::collection::vec(step(), 1..200)) {
+            let meshes: [&[i32]; 3] = [&[0, 1], &[0], &[1]];
+            let mut story = Story::default();
+            for (at, chips) in meshes.iter().enumerate() {
+                story.mesh(MESH + at as u64, at as i32, chips);
+                story.allocator(ALLOCATOR + at as u64, MESH + at as u64);
+            }
+            let mut live: Vec<(usize, u32, u64, u64, u64)> = Vec::new();
+            let mut peak = 0;
+            for (at, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Allocate { allocator, kind, per_bank } => {
+                        let (buffer, address) = (at as u64 % 50, at as u64 * 8192);
+                        story.allocate(ALLOCATOR + allocator as u64, buffer, kind, address, per_bank);
+                        live.push((allocator, kind, buffer, address, per_bank.next_multiple_of(32)));
+                    }
+                    Step::Free(_) if live.is_empty() => {}
+                    Step::Free(index) => {
+                        let (allocator, _, buffer, address, _) = live.remove(index.index(live.len()));
+                        story.free(ALLOCATOR + allocator as u64, buffer, address);
+                    }
+                    Step::Release(allocator) => {
+                        story.release(ALLOCATOR + allocator as u64, 0);
+                        live.retain(|one| one.0 != allocator);
+                    }
+                }
+                for chip in 0..2 {
+                    for kind in 0..2_u32 {
+                        let expected: u64 = live
+                            .iter()
+                            .filter(|one| meshes[one.0].contains(&chip) && one.1 == kind)
+                            .map(|one| one.4)
+                            .sum();
+                        let memory = story.memory(chip, MemoryType::from_number(kind).unwrap());
+                        prop_assert_eq!(memory.live.bytes_per_bank, expected);
+                        prop_assert_eq!(
+                            memory.allocations,
+                            memory.frees + memory.released + memory.live.buffers
+                        );
+                        if (chip, kind) == (0, 0) {
+                            peak = peak.max(expected);
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(story.dram(0).peak.bytes_per_bank, peak);
+            prop_assert_eq!(story.ledger.anomalies, Anomalies::default());
+        }
+
+        #[test]
+        fn no_record_panics(records in prop::collection::vec(
+            (0..12_u32, prop::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 0..120)),
+            0..60,
+        )) {
+            let mut story = Story::with_mesh(2);
+            for (kind, bytes) in records {
+                let head = Head { kind, process: 0, time_ns: 0 };
+                story.ledger.enter(&[bytemuck::bytes_of(&head), bytes.as_slice()].concat());
+            }
+        }
+    }
 }

@@ -68,7 +68,7 @@ pub struct Integrity {
     /// Allocations that could not be assigned to a chip.
     pub unattributed: u64,
     /// Buffers that were made at a given address where no allocator had given anything. They take
-    /// memory that no figure here includes.
+    /// memory that no figure here includes. A mesh's buffer counts once, not once per chip.
     pub external_placements: u64,
     /// What is missing or doubtful, in words, one sentence each. Empty if `complete`.
     pub problems: Vec<String>,

@@ -39,7 +39,7 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         "live at exit",
         "left at close",
         "peak",
-        "of",
+        "capacity",
         "allocations",
         "frees",
         "released",
@@ -145,5 +145,87 @@ fn ending(exit: &Exit) -> String {
         Exit::Code(0) => "exited normally".to_owned(),
         Exit::Code(code) => format!("exited with code {code}"),
         Exit::Signal(name) => format!("was ended by {name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn totals(buffers: u64, per_bank: u64) -> Value {
+        json!({"buffers": buffers, "bytes": per_bank, "bytes_per_bank": per_bank, "reserved_bytes": per_bank * 12})
+    }
+
+    fn memory(kind: &str, live: u64, left: Value, failed: u64) -> Value {
+        let mut peak = totals(4, 4096);
+        peak["time_ns"] = 5.into();
+        json!({
+            "type": kind, "banks": 12, "bank_bytes": 1 << 20, "live": totals(live, live * 1024),
+            "live_at_close": left, "peak": peak, "allocations": 4, "frees": 4 - live, "released": 0,
+            "failed": failed, "allocated_bytes_total": 4096,
+        })
+    }
+
+    fn report(change: impl FnOnce(&mut Value)) -> Report {
+        let runtime = json!({"path": "libtt_metal.so", "build_id": null, "era": "C", "hooks": []});
+        let mut report = json!({
+            "schema": "ttalloc.report/1", "ttalloc_version": "0", "command": ["python3", "model.py"],
+            "started": "2026-01-01T00:00:00Z", "duration_ns": 1, "exit": {"signal": "SIGKILL"},
+            "integrity": {
+                "events": 9, "dropped": 0, "torn": 0, "bad_records": 0, "unknown_frees": 0,
+                "inherited_frees": 0, "unattributed": 0, "external_placements": 0, "problems": [],
+                "complete": true,
+            },
+            "processes": [{"pid": 7, "parent_pid": 1, "argv": [], "exit": null, "runtime": runtime}],
+            "meshes": [],
+            "devices": [
+                {"pid": 7, "chip": 0, "arch": "blackhole", "memory": [
+                    memory("DRAM", 1, Value::Null, 0), memory("L1", 0, Value::Null, 2),
+                ]},
+                {"pid": 7, "chip": 1, "arch": "blackhole", "memory": [memory("DRAM", 2, totals(1, 64), 0)]},
+            ],
+            "live_buffers": [],
+        });
+        change(&mut report);
+        serde_json::from_value(report).unwrap()
+    }
+
+    #[test]
+    fn every_chip_has_its_rows_and_the_sum_stands_below() {
+        let expected = "\
+ttalloc: python3 model.py, was ended by SIGKILL
+ chip  type  live at exit  left at close        peak  capacity  allocations  frees  released  failed
+ 0     DRAM    12 KiB (1)              -  48 KiB (4)    12 MiB            4      3         0       0
+       L1               0              -  48 KiB (4)    12 MiB            4      4         0       2
+ 1     DRAM    24 KiB (2)      768 B (1)  48 KiB (4)    12 MiB            4      2         0       0
+ all           36 KiB (3)                                                12      9         0       2
+Sizes are reserved bytes: bytes per bank times banks, which is what runs out.
+";
+        assert_eq!(summary(&report(|_| {})), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_first() {
+        let report = report(|report| {
+            report["integrity"]["problems"] = json!(["3 events were dropped"]);
+            report["integrity"]["external_placements"] = 2.into();
+        });
+        let text = summary(&report);
+        assert_eq!(text.lines().nth(1), Some("ttalloc: incomplete: 3 events were dropped"));
+        assert!(text.ends_with("2 buffers were made at given addresses that no allocator had given; they are not counted.\n"));
+    }
+
+    #[test]
+    fn processes_are_told_apart_where_there_are_several() {
+        let text = summary(&report(|report| report["devices"][1]["pid"] = 8.into()));
+        assert!(text.lines().nth(1).is_some_and(|header| header.starts_with(" pid  chip")));
+        assert!(text.lines().nth(4).is_some_and(|row| row.starts_with(" 8    1     DRAM")));
+    }
+
+    #[test]
+    fn a_program_without_tt_metal_is_said_to_be_one() {
+        let text = summary(&report(|report| report["processes"][0]["runtime"] = Value::Null));
+        assert!(text.ends_with("no call into tt-metal was seen; there is nothing to report\n"));
     }
 }

@@ -122,18 +122,19 @@ pub unsafe fn with_chips(runtime: &Runtime, mesh: usize, then: impl FnOnce(&[u8]
     let mut vector = [0_usize; 3];
     // SAFETY: room for the vector that is returned by value, and the mesh is open.
     unsafe { mesh_chips(runtime, (&raw mut vector) as usize, mesh) };
-    let [begin, end, _] = vector;
+    let [begin, end, end_of_memory] = vector;
     if begin == 0 {
         return;
     }
     // SAFETY: the vector's elements, which we own until they are deleted below.
     then(unsafe { std::slice::from_raw_parts(begin as *const u8, end.saturating_sub(begin)) });
     if runtime.operator_delete != 0 {
-        // SAFETY: `operator delete(void*)`, as the runtime itself is bound to it.
+        // SAFETY: `operator delete(void*, size_t)`, or the one without a size, which ignores the second
+        // register.
         let delete = unsafe {
-            mem::transmute::<usize, unsafe extern "C" fn(usize)>(runtime.operator_delete)
+            mem::transmute::<usize, unsafe extern "C" fn(usize, usize)>(runtime.operator_delete)
         };
         // SAFETY: the vector's memory came from the matching operator new, and nobody else has it.
-        unsafe { delete(begin) };
+        unsafe { delete(begin, end_of_memory - begin) };
     }
 }

@@ -7,15 +7,21 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::slice;
 
-use libc::{Elf64_Phdr, Elf64_Sym, dl_phdr_info};
+use libc::{Elf64_Phdr, Elf64_Rela, Elf64_Sym, dl_phdr_info};
 
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
 const PT_NOTE: u32 = 4;
 const DT_NULL: i64 = 0;
+const DT_PLTRELSZ: i64 = 2;
 const DT_STRTAB: i64 = 5;
 const DT_SYMTAB: i64 = 6;
+const DT_RELA: i64 = 7;
+const DT_RELASZ: i64 = 8;
+const DT_JMPREL: i64 = 23;
 const DT_GNU_HASH: i64 = 0x6fff_fef5;
+const R_X86_64_GLOB_DAT: u32 = 6;
+const R_X86_64_JUMP_SLOT: u32 = 7;
 const SHN_UNDEF: u16 = 0;
 const NT_GNU_BUILD_ID: u32 = 3;
 
@@ -74,21 +80,13 @@ impl Object<'_> {
     /// Its dynamic symbols, if it has a GNU hash table for them.
     pub fn symbols(&self) -> Option<Symbols> {
         let (mut names, mut symbols, mut hash) = (0, 0, 0);
-        let (mut entry, _) = self.segments(PT_DYNAMIC).next()?;
-        loop {
-            // SAFETY: the dynamic section is loaded, an array of (tag, value) that ends with DT_NULL.
-            let [tag, value] = unsafe { read::<[i64; 2]>(entry) };
-            // glibc has relocated these entries where the section is writable, and not elsewhere.
-            let value = value as usize;
-            let address = if value < self.base { self.base + value } else { value };
+        for (tag, value) in self.dynamic() {
             match tag {
-                DT_NULL => break,
-                DT_STRTAB => names = address,
-                DT_SYMTAB => symbols = address,
-                DT_GNU_HASH => hash = address,
+                DT_STRTAB => names = self.relocated(value),
+                DT_SYMTAB => symbols = self.relocated(value),
+                DT_GNU_HASH => hash = self.relocated(value),
                 _ => {}
             }
-            entry += size_of::<[i64; 2]>();
         }
         (names != 0 && symbols != 0 && hash != 0).then_some(Symbols {
             base: self.base,
@@ -96,6 +94,50 @@ impl Object<'_> {
             symbols,
             hash,
         })
+    }
+
+    /// Where this object's own calls of the function `name` go: to what the dynamic linker bound them
+    /// to, or, if it has not yet, to a stub that lets it.
+    pub fn bound(&self, name: &str) -> Option<usize> {
+        let symbols = self.symbols()?;
+        let (mut tables, mut sizes) = ([0; 2], [0; 2]);
+        for (tag, value) in self.dynamic() {
+            match tag {
+                DT_JMPREL => tables[0] = self.relocated(value),
+                DT_PLTRELSZ => sizes[0] = value,
+                DT_RELA => tables[1] = self.relocated(value),
+                DT_RELASZ => sizes[1] = value,
+                _ => {}
+            }
+        }
+        tables.into_iter().zip(sizes).filter(|(table, _)| *table != 0).find_map(|(table, size)| {
+            (0..size / size_of::<Elf64_Rela>()).find_map(|index| {
+                // SAFETY: the table is loaded and holds as many entries.
+                let entry = unsafe { read::<Elf64_Rela>(table + index * size_of::<Elf64_Rela>()) };
+                let (symbol, kind) = ((entry.r_info >> 32) as usize, entry.r_info as u32);
+                let is_call = matches!(kind, R_X86_64_JUMP_SLOT | R_X86_64_GLOB_DAT);
+                // SAFETY: the dynamic linker has relocated this word, after looking the symbol up.
+                (is_call && unsafe { symbols.name(symbol) }.to_bytes() == name.as_bytes())
+                    .then(|| unsafe { read::<usize>(self.base + entry.r_offset as usize) })
+            })
+        })
+    }
+
+    /// The entries of its dynamic section.
+    fn dynamic(&self) -> impl Iterator<Item = (i64, usize)> {
+        let start = self.segments(PT_DYNAMIC).next().map(|(start, _)| start);
+        (0..).map_while(move |index| {
+            let entry = start? + index * size_of::<[i64; 2]>();
+            // SAFETY: the section is loaded, an array of (tag, value) that ends with DT_NULL.
+            let [tag, value] = unsafe { read::<[i64; 2]>(entry) };
+            (tag != DT_NULL).then_some((tag, value as usize))
+        })
+    }
+
+    /// An address in a dynamic section: glibc has relocated it where the section is writable, and not
+    /// elsewhere.
+    fn relocated(&self, value: usize) -> usize {
+        if value < self.base { self.base + value } else { value }
     }
 
     fn segments(&self, kind: u32) -> impl Iterator<Item = (usize, usize)> {
@@ -145,9 +187,8 @@ impl Symbols {
                 let at = self.symbols + index as usize * size_of::<Elf64_Sym>();
                 // SAFETY: as said.
                 let symbol = unsafe { read::<Elf64_Sym>(at) };
-                // SAFETY: as said; names in the string table end with a zero byte.
-                let its =
-                    unsafe { CStr::from_ptr((self.names + symbol.st_name as usize) as *const _) };
+                // SAFETY: as said.
+                let its = unsafe { self.name(index as usize) };
                 if symbol.st_shndx != SHN_UNDEF && its.to_bytes() == name.as_bytes() {
                     return Some(self.base + symbol.st_value as usize);
                 }
@@ -157,6 +198,18 @@ impl Symbols {
             }
             index += 1;
         }
+    }
+
+    /// The name of the symbol at `index`.
+    ///
+    /// # Safety
+    /// The symbol table must have that many, and its object must stay loaded.
+    unsafe fn name(&self, index: usize) -> &CStr {
+        let at = self.symbols + index * size_of::<Elf64_Sym>();
+        // SAFETY: what the caller promises.
+        let symbol = unsafe { read::<Elf64_Sym>(at) };
+        // SAFETY: a name in the string table, which ends with a zero byte.
+        unsafe { CStr::from_ptr((self.names + symbol.st_name as usize) as *const _) }
     }
 }
 

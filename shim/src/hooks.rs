@@ -71,11 +71,21 @@ struct Wanted {
 
 const NO_ALLOCATION: (usize, u8) = (usize::MAX, u8::MAX);
 
+const NO_PLACEMENT: (usize, u8, usize) = (usize::MAX, u8::MAX, 0);
+
+/// What was allocated or placed last on this thread says nothing any more.
+fn forget_latest() {
+    LATEST.set(NO_ALLOCATION);
+    PLACED.set(NO_PLACEMENT);
+}
+
 thread_local! {
     /// The innermost `Buffer::create` under way on this thread.
     static CREATING: Cell<Option<Wanted>> = const { Cell::new(None) };
     /// Address and type of this thread's latest allocation.
     static LATEST: Cell<(usize, u8)> = const { Cell::new(NO_ALLOCATION) };
+    /// Address, type and device of this thread's latest placement that was recorded.
+    static PLACED: Cell<(usize, u8, usize)> = const { Cell::new(NO_PLACEMENT) };
     /// Whether a view is being made on this thread.
     static VIEWING: Cell<bool> = const { Cell::new(false) };
 }
@@ -145,6 +155,7 @@ unsafe fn allocate(
         reserved: 0,
     });
     LATEST.set((address, wanted.buffer_type));
+    PLACED.set(NO_PLACEMENT);
     address
 }
 
@@ -157,15 +168,13 @@ unsafe fn deallocate(
     if let Some(recorder) = recorder {
         // SAFETY: the buffer is alive and allocated; were it not, this would throw as the real call
         // does, which asks for the address too.
-        let address = unsafe { calls::address(recorder.runtime(), buffer) };
+        let address = unsafe { calls::address(recorder.runtime(), buffer) } as u32;
         recorder.write(&record::Free {
             allocator: allocator as u64,
             buffer: buffer as u64,
-            address: address as u64,
+            address: address.into(),
         });
-        if LATEST.get().0 == address {
-            LATEST.set(NO_ALLOCATION);
-        }
+        forget_latest();
     }
     forward()
 }
@@ -177,7 +186,7 @@ unsafe fn deallocate_all(
 ) -> usize {
     if let Some(recorder) = recorder {
         recorder.write(&record::Release { allocator: allocator as u64, ends: 0 });
-        LATEST.set(NO_ALLOCATION);
+        forget_latest();
     }
     forward()
 }
@@ -199,7 +208,7 @@ unsafe fn allocator_end(
     if let Some(recorder) = recorder {
         recorder.forget(allocator);
         recorder.write(&record::Release { allocator: allocator as u64, ends: 1 });
-        LATEST.set(NO_ALLOCATION);
+        forget_latest();
     }
     forward()
 }
@@ -238,18 +247,25 @@ unsafe fn create_at_address(
 ) -> usize {
     let result = forward();
     let Some(recorder) = recorder else { return result };
+    let buffer_type = buffer_type as u8;
     // The chips' buffers of a mesh's tensor follow its allocation on the same thread and lie in it: the
     // commonest case by far, and nothing to tell.
-    if VIEWING.get() || LATEST.get() == (address, buffer_type as u8) {
+    if VIEWING.get() || LATEST.get() == (address, buffer_type) {
         return result;
     }
+    // A mesh's buffer at a given address comes once for each of its chips, and is told once.
+    let (latest_address, latest_type, latest_device) = PLACED.get();
+    if (latest_address, latest_type) == (address, buffer_type) && latest_device != device {
+        return result;
+    }
+    PLACED.set((address, buffer_type, device));
     // SAFETY: the device is alive: a buffer was just made on it.
     unsafe { describe_device(&recorder, device) };
     recorder.write(&record::Placement {
         device: device as u64,
         address: address as u64,
         bytes: bytes as u64,
-        buffer_type: u32::from(buffer_type as u8),
+        buffer_type: buffer_type.into(),
         reserved: 0,
     });
     result

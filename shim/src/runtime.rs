@@ -1,6 +1,6 @@
 //! The tt-metal runtime that this process has loaded: where its functions are, and which era it is of.
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use ttalloc_symbols::{COUNT, Era, SYMBOLS, SymbolSet};
@@ -26,7 +26,7 @@ pub struct Runtime {
     /// Where its virtual tables have `IDevice::id()` and `IDevice::arch()`, in bytes.
     pub id_slot: usize,
     pub arch_slot: usize,
-    /// The `operator delete` it uses, or 0.
+    /// Where its own calls of `operator delete` go, or 0.
     pub operator_delete: usize,
 }
 
@@ -86,30 +86,26 @@ fn locate(index: usize) -> usize {
                 );
             }
         }
-        Some((object.path.to_owned(), object.build_id().map(<[u8]>::to_vec), present))
+        // Not what dlsym finds: a library that is loaded with RTLD_LOCAL may bring its own.
+        let delete = ["_ZdlPvm", "_ZdlPv"].into_iter().find_map(|name| object.bound(name));
+        let build_id = object.build_id().map(<[u8]>::to_vec);
+        Some((object.path.to_owned(), build_id, present, delete.unwrap_or(0)))
     });
-    let Some((path, build_id, present)) = found else {
+    let Some((path, build_id, present, operator_delete)) = found else {
         undefined(SYMBOLS[index].name);
     };
-    publish(path, build_id, present);
+    publish(path, build_id, present, operator_delete);
     ADDRESSES[index].load(Ordering::Acquire)
 }
 
-fn publish(path: CString, build_id: Option<Vec<u8>>, present: SymbolSet) {
+fn publish(path: CString, build_id: Option<Vec<u8>>, present: SymbolSet, operator_delete: usize) {
     if !RUNTIME.load(Ordering::Acquire).is_null() {
         return;
     }
-    let handle = keep_loaded(&path);
+    keep_loaded(&path);
     let era = Era::of(&present).filter(|&era| present.missing(era).next().is_none());
-    let mut runtime = Runtime {
-        path,
-        build_id,
-        present,
-        era,
-        id_slot: 0,
-        arch_slot: 0,
-        operator_delete: operator_delete(handle),
-    };
+    let mut runtime =
+        Runtime { path, build_id, present, era, id_slot: 0, arch_slot: 0, operator_delete };
     if era.is_some() {
         let slot = |function| calls::slot_of(&runtime, function);
         match slot(calls::mesh_id(&runtime)).zip(slot(calls::mesh_arch(&runtime))) {
@@ -130,27 +126,14 @@ fn publish(path: CString, build_id: Option<Vec<u8>>, present: SymbolSet) {
     }
 }
 
-/// Keeps the library loaded, since its functions' addresses are kept; returns a handle of it, or null.
-fn keep_loaded(path: &CStr) -> *mut c_void {
+/// Keeps the library loaded, since its functions' addresses are kept.
+fn keep_loaded(path: &CStr) {
     if path.is_empty() {
-        return std::ptr::null_mut();
+        return;
     }
     let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
     // SAFETY: a C string and flags; RTLD_NOLOAD runs no constructor.
-    unsafe { libc::dlopen(path.as_ptr(), flags) }
-}
-
-/// The `operator delete(void*)` that the library with this handle is bound to: the dynamic linker
-/// searches the global scope first and then the library's own.
-fn operator_delete(handle: *mut c_void) -> usize {
-    [libc::RTLD_DEFAULT, handle]
-        .into_iter()
-        .enumerate()
-        .filter(|(order, handle)| *order == 0 || !handle.is_null())
-        // SAFETY: a valid handle and a C string.
-        .map(|(_, handle)| unsafe { libc::dlsym(handle, c"_ZdlPv".as_ptr()) } as usize)
-        .find(|&address| address != 0)
-        .unwrap_or(0)
+    unsafe { libc::dlopen(path.as_ptr(), flags) };
 }
 
 /// A hook was called, but nothing defines its function: without this library the dynamic linker would

@@ -71,15 +71,19 @@ pub struct KeepErrno(i32);
 
 impl KeepErrno {
     pub fn new() -> KeepErrno {
-        // SAFETY: glibc's errno of this thread is always there.
-        KeepErrno(unsafe { *libc::__errno_location() })
+        // SAFETY: takes nothing.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: this thread's errno is always there.
+        KeepErrno(unsafe { *errno })
     }
 }
 
 impl Drop for KeepErrno {
     fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe { *libc::__errno_location() = self.0 };
+        // SAFETY: takes nothing.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: this thread's errno is always there.
+        unsafe { *errno = self.0 };
     }
 }
 

@@ -1,5 +1,10 @@
 //! What the tests share: the programs under test, built as they are shipped, and runs of them.
 
+#![allow(clippy::panic, reason = "a test that can't go on says so")]
+
+pub mod real;
+pub mod standin;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;

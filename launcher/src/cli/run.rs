@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::run::{self, DEFAULT_REPORT, Options, Written};
+use crate::summary::summary;
 use clap::Parser;
 use clap::error::ErrorKind;
-use crate::run::{self, DEFAULT_REPORT, Options};
-use crate::summary::summary;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -30,7 +30,7 @@ Environment:
 #[derive(Parser)]
 #[command(name = "ttalloc-run", version, after_help = AFTER_HELP)]
 struct Arguments {
-    /// Print no summary. Problems are still told
+    /// Print no summary. Problems are still told, and that a report was replaced
     #[arg(short, long)]
     quiet: bool,
 
@@ -82,9 +82,15 @@ pub fn main() -> ExitCode {
         }
     }
     match outcome.written {
-        Ok(note) => {
-            if let Some(note) = note.filter(|_| !arguments.quiet) {
-                tell(&format!("ttalloc: {note}\n"));
+        Ok(written) => {
+            match written {
+                Written::New(path) if !arguments.quiet => {
+                    tell(&format!("ttalloc: report written to {}\n", path.display()));
+                }
+                Written::Replaced(path) => {
+                    tell(&format!("ttalloc: report replaced {}\n", path.display()));
+                }
+                Written::New(_) | Written::Nowhere => {}
             }
             ExitCode::from(outcome.code)
         }

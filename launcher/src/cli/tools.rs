@@ -4,11 +4,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use clap::{Parser, Subcommand};
 use crate::demo::cluster::{Arch, Cluster};
 use crate::demo::{self, python};
 use crate::report::Report;
+use anyhow::Context;
+use clap::{Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -69,7 +69,10 @@ fn run_demo(chips: u32, arch: Arch, report: &std::path::Path) -> anyhow::Result<
     let ttalloc = std::env::current_exe().context("this program can't find itself")?;
     // The program runs in a folder of its own: tt-metal leaves files in the current one.
     let report = std::path::absolute(report).context("the current folder is gone")?;
-    let folder = tempfile::tempdir().context("a temporary folder can't be made")?;
+    let folder = tempfile::Builder::new()
+        .prefix("ttalloc-demo-")
+        .tempdir()
+        .context("a temporary folder can't be made")?;
     let options = ["--report".as_ref(), report.as_os_str()];
     let status = demo::run(&runtime, cluster, &ttalloc, folder.path(), &options)
         .context("ttalloc-run can't be run")?;

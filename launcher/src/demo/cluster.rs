@@ -98,7 +98,12 @@ impl Cluster {
         if self.arch == Arch::Wormhole {
             writeln!(out, "chips:")?;
             for chip in chips() {
-                writeln!(out, "  {chip}: [{}, {}, 0, 0]", chip % self.columns, chip / self.columns)?;
+                writeln!(
+                    out,
+                    "  {chip}: [{}, {}, 0, 0]",
+                    chip % self.columns,
+                    chip / self.columns
+                )?;
             }
         } else {
             writeln!(out, "chips: {{}}\nchip_unique_ids:")?;

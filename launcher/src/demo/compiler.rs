@@ -95,7 +95,7 @@ fn kernel() -> object::write::Result<Vec<u8>> {
     writer.write_program_header(&ProgramHeader {
         p_type: elf::PT_LOAD,
         p_flags: elf::PF_R | elf::PF_X,
-        p_offset: code_at as u64,
+        p_offset: code_at,
         p_vaddr: ADDRESS.into(),
         p_paddr: ADDRESS.into(),
         p_filesz: code.len() as u64,
@@ -127,9 +127,9 @@ fn kernel() -> object::write::Result<Vec<u8>> {
     writer.write_section_header(&SectionHeader {
         sh_name,
         sh_type: elf::SHT_PROGBITS,
-        sh_flags: (elf::SHF_ALLOC | elf::SHF_EXECINSTR).into(),
+        sh_flags: elf::SHF_ALLOC | elf::SHF_EXECINSTR,
         sh_addr: ADDRESS.into(),
-        sh_offset: code_at as u64,
+        sh_offset: code_at,
         sh_size: code.len() as u64,
         sh_link: 0,
         sh_info: 0,

@@ -45,6 +45,15 @@ fn serving() -> String {
     SERVING.join(" or ")
 }
 
+/// A Python that serves.
+#[derive(Clone, Debug)]
+pub struct Python {
+    /// What to run.
+    pub path: PathBuf,
+    /// Its version, such as 3.10.
+    pub version: String,
+}
+
 /// An installed ttnn.
 #[derive(Clone, Debug)]
 pub struct Runtime {
@@ -58,11 +67,15 @@ pub struct Runtime {
 
 /// Finds a Python that serves: the one that TTALLOC_PYTHON names, or one on PATH, or one that pyenv or
 /// uv keeps in the home folder.
-pub fn find() -> Result<PathBuf, PythonError> {
+pub fn find() -> Result<Python, PythonError> {
     if let Some(named) = env::var_os(VARIABLE).filter(|named| !named.is_empty()) {
         return match version(Path::new(&named)) {
-            Ok(found) if SERVING.contains(&found.as_str()) => Ok(PathBuf::from(named)),
-            Ok(found) => Err(PythonError::Named(lossy(&named), format!("which is CPython {found}"))),
+            Ok(version) if SERVING.contains(&version.as_str()) => {
+                Ok(Python { path: PathBuf::from(named), version })
+            }
+            Ok(found) => {
+                Err(PythonError::Named(lossy(&named), format!("which is CPython {found}")))
+            }
             Err(why) => Err(PythonError::Named(lossy(&named), why)),
         };
     }
@@ -77,8 +90,11 @@ pub fn find() -> Result<PathBuf, PythonError> {
             candidates.extend(found);
         }
     }
-    let serves = |path: &PathBuf| version(path).is_ok_and(|found| SERVING.contains(&found.as_str()));
-    candidates.into_iter().find(serves).ok_or(PythonError::NotFound)
+    let serving = |path: PathBuf| {
+        let version = version(&path).ok().filter(|found| SERVING.contains(&found.as_str()))?;
+        Some(Python { path, version })
+    };
+    candidates.into_iter().find_map(serving).ok_or(PythonError::NotFound)
 }
 
 /// The version of the Python at `path`, if it runs and can make virtual environments.
@@ -102,44 +118,55 @@ fn version(path: &Path) -> Result<String, String> {
 /// the wheel with its dependencies, and the stand-in for the kernel compiler. What pip says goes to
 /// standard error, with its progress.
 pub fn prepare(release: &str) -> Result<Runtime, PythonError> {
+    let base = find()?;
     let cache = cache();
     fs::create_dir_all(&cache).map_err(|why| PythonError::File { path: cache.clone(), why })?;
-    let folder = cache.join(format!("ttnn-{release}"));
+    let name = format!("ttnn-{release}-python{}", base.version);
+    let folder = cache.join(&name);
     let python = folder.join("bin/python3");
-    let done = folder.join("ttalloc-prepared");
+    // To be renamed when what is prepared changes.
+    let done = folder.join("ttalloc-prepared-1");
 
     // One at a time: tests and demos may come together.
-    let lock_path = cache.join(format!("ttnn-{release}.lock"));
+    let lock_path = cache.join(format!("{name}.lock"));
     let lock = File::create(&lock_path).and_then(|file| file.lock().map(|()| file));
     let _lock = lock.map_err(|why| PythonError::File { path: lock_path, why })?;
 
     if !done.exists() || version(&python).is_err() {
-        let base = find()?;
-        eprintln!(
-            "ttalloc: installing ttnn {release} for {} in {} (100 MB to download, once)",
-            base.display(),
-            folder.display()
-        );
-        step(Command::new(&base).args(["-m", "venv", "--clear"]).arg(&folder), "making a virtual environment")?;
-        let mut pip = Command::new(&python);
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--only-binary=:all:"])
-            .arg(format!("ttnn=={release}"));
-        step(&mut pip, &format!("installing ttnn {release} with pip"))?;
+        install(release, &base.path, &folder, &python)?;
+        fs::write(&done, "").map_err(|why| PythonError::File { path: done, why })?;
     }
-    let package = package(&python)?;
-    compiler::install(&package).map_err(|why| PythonError::File { path: package, why })?;
-    fs::write(&done, "").map_err(|why| PythonError::File { path: done, why })?;
     Ok(Runtime { python, release: release.to_owned(), folder })
+}
+
+fn install(release: &str, base: &Path, folder: &Path, python: &Path) -> Result<(), PythonError> {
+    eprintln!(
+        "ttalloc: installing ttnn {release} for {} in {} (100 MB to download, once)",
+        base.display(),
+        folder.display()
+    );
+    let mut venv = Command::new(base);
+    venv.args(["-m", "venv", "--clear"]).arg(folder);
+    step(&mut venv, "making a virtual environment")?;
+    let mut pip = Command::new(python);
+    pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--only-binary=:all:"])
+        .arg(format!("ttnn=={release}"));
+    step(&mut pip, &format!("installing ttnn {release} with pip"))?;
+    let package = package(python)?;
+    compiler::install(&package).map_err(|why| PythonError::File { path: package, why })
 }
 
 /// Where the package ttnn is installed, without importing it.
 fn package(python: &Path) -> Result<PathBuf, PythonError> {
-    const ASK: &str =
-        "import importlib.util; print(importlib.util.find_spec('ttnn').submodule_search_locations[0])";
+    const ASK: &str = "import importlib.util; print(importlib.util.find_spec('ttnn').submodule_search_locations[0])";
     let failed = || PythonError::Step("looking for the installed ttnn".to_owned());
     let output = Command::new(python).args(["-c", ASK]).output().map_err(|_| failed())?;
     let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if output.status.success() && !path.is_empty() { Ok(PathBuf::from(path)) } else { Err(failed()) }
+    if output.status.success() && !path.is_empty() {
+        Ok(PathBuf::from(path))
+    } else {
+        Err(failed())
+    }
 }
 
 /// Runs one step of the installation, its output on standard error.

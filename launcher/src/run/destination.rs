@@ -21,6 +21,17 @@ pub enum Destination {
     Device(PathBuf),
 }
 
+/// What became of a report.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It went where its reader gets it, or was not wanted.
+    Nowhere,
+    /// It is a new file.
+    New(PathBuf),
+    /// It took the place of an older file.
+    Replaced(PathBuf),
+}
+
 impl Destination {
     /// The destination that `name` means (`-` is standard output), if it can be written.
     pub fn check(name: &Path) -> anyhow::Result<Destination> {
@@ -47,18 +58,18 @@ impl Destination {
         Ok(Destination::File(path))
     }
 
-    /// Writes the report; returns a note for the user, if there is something to note.
-    pub fn write(&self, report: &[u8]) -> io::Result<Option<String>> {
+    /// Writes the report.
+    pub fn write(&self, report: &[u8]) -> io::Result<Written> {
         match self {
             Destination::Stdout => {
                 let mut out = io::stdout().lock();
                 out.write_all(report)?;
                 out.flush()?;
-                Ok(None)
+                Ok(Written::Nowhere)
             }
             Destination::Device(path) => {
                 OpenOptions::new().append(true).open(path)?.write_all(report)?;
-                Ok(None)
+                Ok(Written::Nowhere)
             }
             Destination::File(path) => {
                 let mut file = Self::beside(path)?;
@@ -66,8 +77,7 @@ impl Destination {
                 let existed = path.exists();
                 let path = path.canonicalize().unwrap_or_else(|_| path.clone());
                 file.persist(&path).map_err(|error| error.error)?;
-                let verb = if existed { "replaced" } else { "written to" };
-                Ok(Some(format!("report {verb} {}", path.display())))
+                Ok(if existed { Written::Replaced(path) } else { Written::New(path) })
             }
         }
     }
@@ -93,8 +103,8 @@ mod tests {
         let path = folder.path().join("report.json");
         let destination = Destination::check(&path).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left by the check");
-        assert!(destination.write(b"one").unwrap().unwrap().starts_with("report written to"));
-        assert!(destination.write(b"two").unwrap().unwrap().starts_with("report replaced"));
+        assert!(matches!(destination.write(b"one").unwrap(), Written::New(_)));
+        assert!(matches!(destination.write(b"two").unwrap(), Written::Replaced(_)));
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -112,6 +122,6 @@ mod tests {
     fn devices_are_written_as_they_are() {
         let destination = Destination::check(Path::new("/dev/null")).unwrap();
         assert!(matches!(destination, Destination::Device(_)));
-        assert_eq!(destination.write(b"gone").unwrap(), None);
+        assert_eq!(destination.write(b"gone").unwrap(), Written::Nowhere);
     }
 }

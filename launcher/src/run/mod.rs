@@ -6,6 +6,7 @@ mod signals;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use crate::ledger::Ledger;
 use crate::report::{Exit, Report, Run};
 use crate::shim::{self, ShimError};
 
-pub use self::destination::DEFAULT as DEFAULT_REPORT;
+pub use self::destination::{DEFAULT as DEFAULT_REPORT, Written};
 
 const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
 /// How long to wait for records: from the first, when they are coming, to the last, when none are.
@@ -48,8 +49,8 @@ pub struct Outcome {
     pub report: Report,
     /// The program's exit code, or 128 and the number of the signal that ended it.
     pub code: u8,
-    /// Where the report went, or why it could not be written.
-    pub written: io::Result<Option<String>>,
+    /// What became of the report, or why it could not be written.
+    pub written: io::Result<Written>,
 }
 
 /// Why a run did not take place.
@@ -88,8 +89,8 @@ impl RunError {
     /// 126 for a program that can't be run, 127 for one that isn't found.
     pub fn code(&self) -> u8 {
         match self {
-            RunError::Program(ProgramError::NotFound(_)) => 127,
-            RunError::Program(ProgramError::NotExecutable(..)) => 126,
+            RunError::Program(ProgramError::Missing(_)) => 127,
+            RunError::Program(ProgramError::Unrunnable(..)) => 126,
             _ => 125,
         }
     }
@@ -120,7 +121,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     signals.pass_on(&mut command);
     let (started, started_ns) = (jiff::Timestamp::now(), monotonic_ns());
     let child = command.spawn().map_err(|why| {
-        ProgramError::NotExecutable(program.to_string_lossy().into_owned(), why.to_string())
+        ProgramError::Unrunnable(program.to_string_lossy().into_owned(), why.to_string())
     })?;
     let pid = child.id();
     let mut session = Session { ring, ledger: Ledger::default(), stalled: None };
@@ -146,7 +147,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let report = Report::new(&run, &ledger, |process| ring.calls(process).map(Vec::from));
     let written = match destination {
         Some(destination) => to_json(&report).and_then(|json| destination.write(&json)),
-        None => Ok(None),
+        None => Ok(Written::Nowhere),
     };
     Ok(Outcome { report, code: code(status), written })
 }
@@ -247,10 +248,13 @@ impl Session {
     }
 }
 
+/// Whether the process runs or could run: a zombie can't.
 fn is_alive(pid: u32) -> bool {
-    // SAFETY: signal 0 only asks.
-    let result = unsafe { libc::kill(pid as i32, 0) };
-    result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The state follows the program's name, which is in parentheses and may hold any character
+    // (proc_pid_stat(5)).
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    !matches!(state, Some('Z' | 'X'))
 }
 
 fn exit(status: ExitStatus) -> Exit {

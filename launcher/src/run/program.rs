@@ -16,13 +16,13 @@ use object::{Endianness, elf};
 pub enum ProgramError {
     /// There is no such program.
     #[error("{0}: no such program; check its name, or give a path if it isn't in PATH")]
-    NotFound(String),
+    Missing(String),
     /// It is no program.
     #[error("{0} can't be run: {1}; check that it is a program and may be executed")]
-    NotExecutable(String, String),
+    Unrunnable(String, String),
     /// LD_PRELOAD has no effect on it.
     #[error("{path} can't be tracked: {why}")]
-    NotTrackable {
+    Untrackable {
         /// The executable, perhaps a script's interpreter.
         path: PathBuf,
         /// Why, and what to do.
@@ -40,15 +40,15 @@ pub fn check(program: &OsStr) -> Result<(), ProgramError> {
             let is_path = program.as_bytes().contains(&b'/');
             return Err(match fs::metadata(path) {
                 Ok(found) if is_path && found.is_dir() => {
-                    ProgramError::NotExecutable(name(), "it is a folder".to_owned())
+                    ProgramError::Unrunnable(name(), "it is a folder".to_owned())
                 }
                 Ok(_) if is_path => {
-                    ProgramError::NotExecutable(name(), "permission denied".to_owned())
+                    ProgramError::Unrunnable(name(), "permission denied".to_owned())
                 }
                 Err(error) if is_path && error.kind() != io::ErrorKind::NotFound => {
-                    ProgramError::NotExecutable(name(), error.to_string())
+                    ProgramError::Unrunnable(name(), error.to_string())
                 }
-                _ => ProgramError::NotFound(name()),
+                _ => ProgramError::Missing(name()),
             });
         }
     };
@@ -66,11 +66,11 @@ fn check_file(path: &Path, depth: u32) -> Result<(), ProgramError> {
             Ok(interpreter) => check_file(&interpreter, depth + 1),
             Err(_) => {
                 let why = format!("its interpreter {} is missing", interpreter.display());
-                Err(ProgramError::NotExecutable(path.display().to_string(), why))
+                Err(ProgramError::Unrunnable(path.display().to_string(), why))
             }
         };
     }
-    let fail = |why| Err(ProgramError::NotTrackable { path: path.to_owned(), why });
+    let fail = |why| Err(ProgramError::Untrackable { path: path.to_owned(), why });
     if raises_privileges(path) {
         return fail(
             "it runs with other rights than yours (setuid, setgid or capabilities), where LD_PRELOAD has no effect; run ttalloc-run inside it, as in: sudo ttalloc-run PROGRAM",

@@ -1,0 +1,145 @@
+//! The stand-in runtime of `standin/`, and programs that use it, compiled with the system's C++ compiler.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use ttalloc_symbols::Era;
+
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/standin");
+/// What the library is made of; every other `.cpp` file is a program.
+const LIBRARY: [&str; 4] = ["allocator.cpp", "buffer.cpp", "device.cpp", "books.cpp"];
+const FLAGS: [&str; 4] = [
+    "-std=c++20",
+    "-O1",
+    // Also where that is not the default: a call may be bound to another library's definition, so none
+    // may be inlined.
+    "-fsemantic-interposition",
+    "-pthread",
+];
+
+/// A C++ compiler.
+#[derive(Clone, Debug)]
+pub struct Compiler {
+    /// Its command, with first arguments.
+    words: Vec<String>,
+    version: Vec<u8>,
+}
+
+impl Compiler {
+    /// The compiler of `$CXX`, or `c++`; or why there is none.
+    pub fn find() -> Result<Compiler, String> {
+        let named = std::env::var("CXX").unwrap_or_default();
+        let mut words: Vec<_> = named.split_whitespace().map(str::to_owned).collect();
+        if words.is_empty() {
+            words.push("c++".to_owned());
+        }
+        let mut compiler = Compiler { words, version: Vec::new() };
+        match compiler.command().arg("--version").output() {
+            Ok(output) if output.status.success() => {
+                compiler.version = output.stdout;
+                Ok(compiler)
+            }
+            Ok(output) => Err(format!("{} --version: {}", compiler.words[0], output.status)),
+            Err(error) => Err(format!("{}: {error}; install g++ or set CXX", compiler.words[0])),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]);
+        command
+    }
+
+    /// What a compiled file depends on: the compiler, its flags and all sources.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (&self.words, &self.version, FLAGS).hash(&mut hasher);
+        let entries = fs::read_dir(SOURCES).expect("the sources are there");
+        let mut paths: Vec<_> =
+            entries.map(|entry| entry.expect("the folder can be read").path()).collect();
+        paths.sort();
+        for path in paths {
+            path.hash(&mut hasher);
+            fs::read(&path).expect("a source can be read").hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+}
+
+/// The stand-in of one era. Files are compiled when first asked for, and kept for later runs.
+pub struct Standin {
+    compiler: Compiler,
+    folder: PathBuf,
+    defines: Vec<String>,
+}
+
+impl Standin {
+    /// The stand-in of `era` with these macros defined, kept below `cache`.
+    pub fn new(compiler: &Compiler, cache: &Path, era: Era, macros: &[&str]) -> Standin {
+        let mut defines = vec![format!("-DERA={}", era as u32 + 1)];
+        defines.extend(macros.iter().map(|name| format!("-D{name}")));
+        let variant = [&[era.letter()], macros].concat().join("_");
+        let folder = cache.join(format!("standin-{:016x}", compiler.fingerprint())).join(variant);
+        fs::create_dir_all(&folder).expect("a folder for compiled files can be made");
+        Standin { compiler: compiler.clone(), folder, defines }
+    }
+
+    /// `libtt_metal.so`.
+    pub fn library(&self) -> PathBuf {
+        let flags = [
+            "-fPIC",
+            "-shared",
+            "-Wl,-soname,libtt_metal.so",
+            "-Wl,--build-id",
+            "-Wl,--hash-style=gnu",
+        ];
+        self.compiled("libtt_metal.so", &LIBRARY, &flags)
+    }
+
+    /// A program, which is linked with the library.
+    pub fn program(&self, name: &str) -> PathBuf {
+        let library = self.library();
+        let flags = [library.to_str().expect("UTF-8"), "-Wl,-rpath,$ORIGIN"];
+        self.compiled(name, &[&format!("{name}.cpp")], &flags)
+    }
+
+    /// The same as a module for [`Standin::host`].
+    pub fn module(&self, name: &str) -> PathBuf {
+        let library = self.library();
+        let flags = [library.to_str().expect("UTF-8"), "-Wl,-rpath,$ORIGIN", "-fPIC", "-shared"];
+        self.compiled(&format!("{name}.so"), &[&format!("{name}.cpp")], &flags)
+    }
+
+    /// A program that loads a module with RTLD_LOCAL, and has neither the runtime nor a C++ library.
+    pub fn host(&self) -> PathBuf {
+        self.compiled("host", &["host.cpp"], &["-Wl,--as-needed", "-ldl"])
+    }
+
+    /// The file `name`, which is compiled unless it is there: once, whoever asks at the same time.
+    fn compiled(&self, name: &str, sources: &[&str], flags: &[&str]) -> PathBuf {
+        static FILES: Mutex<BTreeMap<PathBuf, Arc<OnceLock<()>>>> = Mutex::new(BTreeMap::new());
+        let path = self.folder.join(name);
+        let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = Arc::clone(files.entry(path.clone()).or_default());
+        drop(files);
+        file.get_or_init(|| {
+            if path.exists() {
+                return;
+            }
+            // Under its name only when it is whole; another process may be compiling the same.
+            let unfinished = self.folder.join(format!("{name}.{}", std::process::id()));
+            let mut command = self.compiler.command();
+            command.args(FLAGS).args(&self.defines).arg("-o").arg(&unfinished);
+            command.args(sources.iter().map(|source| Path::new(SOURCES).join(source))).args(flags);
+            let output = command.output().expect("the compiler starts");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{name} does not compile: {command:?}\n{errors}");
+            fs::rename(&unfinished, &path).expect("a compiled file can be renamed");
+        });
+        path
+    }
+}

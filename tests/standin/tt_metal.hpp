@@ -1,0 +1,384 @@
+// A stand-in for tt-metal's runtime: its exported names for what ttalloc hooks and calls, and behind them
+// an allocator, buffers and devices that behave as the real ones do where that matters. There is no
+// hardware and no data. ERA chooses the family of releases, as ttalloc's catalogue of symbols has them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <vector>
+
+#if ERA == 1 // A: class Allocator, Buffer::create, MeshDevice without an implementation class.
+#define ALLOCATOR Allocator
+#elif ERA == 2 || ERA == 3 // B: class AllocatorImpl. C: BufferImpl::create as well.
+#define ALLOCATOR AllocatorImpl
+#else
+#error "define ERA as 1, 2 or 3"
+#endif
+
+namespace ttsl {
+
+template <typename T, typename Tag>
+struct StrongType {
+    T value;
+};
+
+} // namespace ttsl
+
+namespace standin {
+
+// Gives the memory of an object that ended to the next one of its size, so that pointers come back for
+// certain, as with any heap they may.
+struct Recycled {
+    static void* operator new(std::size_t bytes);
+    static void operator delete(void* object, std::size_t bytes);
+};
+
+} // namespace standin
+
+namespace tt {
+
+enum class ARCH { WORMHOLE_B0 = 2, BLACKHOLE = 3 };
+
+namespace tt_metal {
+
+class Buffer;
+class IDevice;
+
+using DeviceAddr = std::uint64_t;
+struct SubDeviceIdTag {};
+using SubDeviceId = ttsl::StrongType<std::uint8_t, SubDeviceIdTag>;
+
+enum class BufferType { DRAM, L1, SYSTEM_MEMORY, L1_SMALL, TRACE };
+constexpr std::size_t TYPES = 5;
+
+// How a buffer is spread: over all banks page by page, or over this many cores.
+struct BufferShardingArgs {
+    std::uint32_t cores = 0;
+};
+
+struct BufferRegion {
+    DeviceAddr offset;
+    DeviceAddr size;
+};
+
+// What an allocator is made for.
+struct AllocatorConfig {
+    std::vector<int> chips;
+    DeviceAddr l1_small_size = 0;
+    DeviceAddr trace_region_size = 0;
+};
+
+// Hands out the memory of a device: the same addresses on all of its chips, in every bank of a type.
+class ALLOCATOR : public standin::Recycled {
+public:
+    explicit ALLOCATOR(const AllocatorConfig& config);
+    virtual ~ALLOCATOR() noexcept(false);
+    ALLOCATOR(const ALLOCATOR&) = delete;
+    ALLOCATOR& operator=(const ALLOCATOR&) = delete;
+
+    // Throws std::runtime_error if there is no room.
+    DeviceAddr allocate_buffer(Buffer* buffer);
+    // Frees what lies at the buffer's address, whoever has it; nothing, if nothing does.
+    void deallocate_buffer(Buffer* buffer);
+    void deallocate_buffers();
+    void clear();
+
+    // These take the allocator's lock, which is not recursive. The first two throw for SYSTEM_MEMORY.
+    std::uint32_t get_num_banks(const BufferType& type) const;
+#ifdef WITHOUT_BANK_SIZE
+    __attribute__((visibility("hidden")))
+#endif
+    DeviceAddr get_bank_size(const BufferType& type) const;
+    std::uint32_t get_alignment(BufferType type) const;
+
+private:
+    // One type's memory, in each bank.
+    struct Space {
+        std::uint32_t banks = 0;
+        DeviceAddr bank_bytes = 0;
+        std::map<DeviceAddr, DeviceAddr> free;
+        std::map<DeviceAddr, DeviceAddr> taken;
+    };
+
+    void reset();
+    Space& space(BufferType type);
+
+    AllocatorConfig config_;
+    mutable std::mutex mutex_;
+    Space spaces_[TYPES];
+};
+
+// Some of the real allocators are of a derived class, whose destructor calls the base's.
+class BankedAllocator : public ALLOCATOR {
+public:
+    explicit BankedAllocator(const AllocatorConfig& config);
+    ~BankedAllocator() noexcept(false) override;
+};
+
+class IDevice : public standin::Recycled {
+public:
+    virtual ~IDevice();
+    virtual tt::ARCH arch() const = 0;
+    virtual int id() const = 0;
+    virtual bool close() = 0;
+    virtual bool is_open() const = 0;
+    // Throws std::runtime_error if the device is closed.
+    virtual ALLOCATOR& memory() const = 0;
+};
+
+// A chip, with an allocator of its own that the legacy API uses.
+class Device : public IDevice {
+public:
+    explicit Device(const AllocatorConfig& config);
+    ~Device() override;
+    tt::ARCH arch() const override;
+    int id() const override;
+    bool close() override;
+    bool is_open() const override { return allocator_ != nullptr; }
+    ALLOCATOR& memory() const override;
+
+private:
+    int chip_;
+    std::unique_ptr<ALLOCATOR> allocator_;
+};
+
+// The legacy API. A device is open once per process, whoever opens it.
+Device* CreateDevice(int chip, DeviceAddr l1_small_size = 0, DeviceAddr trace_region_size = 0);
+void CloseDevice(Device* device);
+
+// Memory on a device: of its own, or a name for some that lies at a given address.
+class Buffer : public standin::Recycled {
+public:
+    Buffer(IDevice* device, std::optional<DeviceAddr> address, DeviceAddr size, DeviceAddr page_size,
+           BufferType type, const BufferShardingArgs& sharding, std::optional<bool> bottom_up);
+    ~Buffer();
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+
+#if ERA < 3
+    static std::shared_ptr<Buffer> create(
+        IDevice* device, DeviceAddr size, DeviceAddr page_size, BufferType type,
+        const BufferShardingArgs& sharding = {}, std::optional<bool> bottom_up = std::nullopt,
+        std::optional<SubDeviceId> sub_device = std::nullopt);
+    static std::shared_ptr<Buffer> create(
+        IDevice* device, DeviceAddr address, DeviceAddr size, DeviceAddr page_size, BufferType type,
+        const BufferShardingArgs& sharding = {}, std::optional<bool> bottom_up = std::nullopt,
+        std::optional<SubDeviceId> sub_device = std::nullopt);
+    std::shared_ptr<Buffer> view(const BufferRegion& region);
+
+    IDevice* device() const { return device_; }
+    DeviceAddr size() const { return size_; }
+    BufferType buffer_type() const { return type_; }
+#else
+    IDevice* device() const;
+    DeviceAddr size() const;
+    BufferType buffer_type() const;
+#endif
+    // Throws std::runtime_error while nothing is allocated.
+    std::uint32_t address() const;
+    DeviceAddr page_size() const;
+    DeviceAddr aligned_size_per_bank() const;
+    std::optional<bool> bottom_up() const { return bottom_up_; }
+
+    void allocate_impl();
+
+private:
+    IDevice* device_;
+    DeviceAddr address_;
+    DeviceAddr size_;
+    DeviceAddr page_size_;
+    BufferType type_;
+    BufferShardingArgs sharding_;
+    std::optional<bool> bottom_up_;
+    bool owns_;
+    bool allocated_;
+};
+
+#if ERA < 3
+using BufferMaker = Buffer;
+inline std::shared_ptr<Buffer> view_of(Buffer& buffer, const BufferRegion& region) {
+    return buffer.view(region);
+}
+#else
+class BufferImpl {
+public:
+    static std::shared_ptr<Buffer> create(
+        IDevice* device, DeviceAddr size, DeviceAddr page_size, BufferType type,
+        const BufferShardingArgs& sharding = {}, std::optional<bool> bottom_up = std::nullopt,
+        std::optional<SubDeviceId> sub_device = std::nullopt);
+    static std::shared_ptr<Buffer> create(
+        IDevice* device, DeviceAddr address, DeviceAddr size, DeviceAddr page_size, BufferType type,
+        const BufferShardingArgs& sharding = {}, std::optional<bool> bottom_up = std::nullopt,
+        std::optional<SubDeviceId> sub_device = std::nullopt);
+    static std::shared_ptr<Buffer> view(Buffer& buffer, const BufferRegion& region);
+};
+
+using BufferMaker = BufferImpl;
+inline std::shared_ptr<Buffer> view_of(Buffer& buffer, const BufferRegion& region) {
+    return BufferImpl::view(buffer, region);
+}
+#endif
+
+namespace distributed {
+
+class MeshDevice;
+
+// What an open mesh has.
+struct MeshState {
+    int id = -1;
+    std::vector<int> chips;
+    std::vector<Device*> devices;
+    std::unique_ptr<ALLOCATOR> allocator;
+};
+
+#if ERA > 1
+class MeshDeviceImpl {
+public:
+    bool initialize_impl(MeshDevice* mesh, std::uint8_t command_queues, std::size_t l1_small_size,
+                         std::size_t trace_region_size, std::size_t worker_l1_size,
+                         std::span<const std::uint32_t> l1_bank_remap, bool minimal);
+    bool close_impl(MeshDevice* mesh);
+
+    MeshState state;
+};
+#endif
+
+class MeshDevice : public IDevice {
+public:
+    static std::shared_ptr<MeshDevice> create(const std::vector<int>& chips, std::size_t l1_small_size = 0,
+                                              std::size_t trace_region_size = 0);
+    // A mesh of one chip, and as in the real runtime a hidden parent that opens first.
+    static std::shared_ptr<MeshDevice> create_unit_mesh(int chip, std::size_t l1_small_size = 0,
+                                                        std::size_t trace_region_size = 0);
+
+    explicit MeshDevice(const std::vector<int>& chips);
+    ~MeshDevice() override;
+    tt::ARCH arch() const override;
+    int id() const override;
+    bool close() override;
+    ALLOCATOR& memory() const override;
+    virtual bool initialize(std::uint8_t command_queues, std::size_t l1_small_size,
+                            std::size_t trace_region_size, std::size_t worker_l1_size,
+                            std::span<const std::uint32_t> l1_bank_remap, bool minimal);
+
+    std::vector<int> get_device_ids() const;
+    const std::vector<Device*>& devices() const { return state().devices; }
+    bool is_open() const override { return state().allocator != nullptr; }
+#if ERA == 1
+    const std::unique_ptr<Allocator>& allocator() const;
+#else
+    const std::unique_ptr<AllocatorImpl>& allocator_impl() const;
+    MeshDeviceImpl& implementation() { return *impl_; }
+#endif
+
+private:
+#if ERA == 1
+    const MeshState& state() const { return state_; }
+    MeshState state_;
+#else
+    const MeshState& state() const { return impl_->state; }
+    std::unique_ptr<MeshDeviceImpl> impl_ = std::make_unique<MeshDeviceImpl>();
+#endif
+    std::shared_ptr<MeshDevice> parent_;
+};
+
+// What a tensor has: memory of the mesh, and a name for it on every chip.
+class MeshBuffer {
+public:
+    static std::shared_ptr<MeshBuffer> create(const std::shared_ptr<MeshDevice>& mesh, DeviceAddr size,
+                                              DeviceAddr page_size, BufferType type,
+                                              const BufferShardingArgs& sharding = {});
+    ~MeshBuffer();
+    void deallocate();
+
+    DeviceAddr address() const { return backing_->address(); }
+    Buffer& backing() const { return *backing_; }
+    Buffer& chip_buffer(std::size_t index) const { return *on_chips_.at(index); }
+
+private:
+    std::shared_ptr<MeshDevice> mesh_;
+    std::shared_ptr<Buffer> backing_;
+    std::vector<std::shared_ptr<Buffer>> on_chips_;
+};
+
+} // namespace distributed
+} // namespace tt_metal
+} // namespace tt
+
+// What tests need beside.
+namespace standin {
+
+using tt::tt_metal::BufferType;
+using tt::tt_metal::DeviceAddr;
+
+// The functions that ttalloc hooks, by their roles in its catalogue.
+enum class Role {
+    allocate,
+    deallocate,
+    deallocate_all,
+    clear,
+    allocator_end,
+    create,
+    create_at_address,
+    view,
+    mesh_open,
+    mesh_impl_open,
+    mesh_close,
+    mesh_impl_close,
+    device_close,
+};
+
+// The next call of `role` does `action`, which throws, before anything else.
+void fail_next(Role role, std::function<void()> action);
+// How many of these functions were entered and not left, be it by an exception.
+int inside();
+// What errno was when one of these functions was last entered on this thread.
+int errno_at_entry();
+// While this is so, as in a graph capture, a buffer dies without giving its memory back.
+void capture(bool on);
+
+// Prints the runtime's own books as one line of JSON with the fields of ttalloc's report.
+void print_books();
+// Begins new books, as a forked child does.
+void forget_books();
+
+// For the runtime itself.
+
+// Stands at the top of each of these functions.
+class Entry {
+public:
+    explicit Entry(Role role);
+
+private:
+    struct Witness {
+        Witness();
+        ~Witness();
+    } witness_;
+};
+
+bool capturing();
+
+struct Block {
+    BufferType type;
+    DeviceAddr address;
+    DeviceAddr bytes;
+    DeviceAddr bytes_per_bank;
+    DeviceAddr page_bytes;
+};
+
+// `allocator` is what gave or takes a block; `banks` is of its type.
+void book_banks(const std::vector<int>& chips, BufferType type, std::uint32_t banks, DeviceAddr bank_bytes);
+void book_allocation(const void* allocator, const std::vector<int>& chips, const Block& block);
+void book_failure(const std::vector<int>& chips, BufferType type);
+void book_free(const void* allocator, BufferType type, DeviceAddr address);
+void book_release(const void* allocator);
+void book_open(const std::vector<int>& chips);
+void book_close(const void* allocator, const std::vector<int>& chips);
+
+} // namespace standin

@@ -1,0 +1,368 @@
+//! ttalloc against a runtime of our own, for what the real one can't show without hardware: every era, every
+//! exception, threads, and books to compare with.
+//!
+//! The programs of `standin/` print the runtime's own books with the fields of the report.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a case fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitCode, Output};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use object::{Object, ObjectSymbol};
+use serde_json::Value;
+use ttalloc::report::{Exit, Process, Report};
+use ttalloc_symbols::{Era, SYMBOLS};
+use ttalloc_tests::standin::{Compiler, Standin};
+use ttalloc_tests::{Run, programs, run};
+
+type Case = fn(&Compiler, Era);
+
+const CASES: [(&str, Case); 11] = [
+    ("exports_what_the_catalogue_has", exports_what_the_catalogue_has),
+    ("matmul", matmul),
+    ("storm", storm),
+    ("lifecycle", lifecycle),
+    ("lifecycle_out_of_sight", lifecycle_out_of_sight),
+    ("forked", forked),
+    ("full_ring", full_ring),
+    ("exceptions", exceptions),
+    ("exceptions_out_of_sight", exceptions_out_of_sight),
+    ("no_ring", no_ring),
+    ("symbol_missing", symbol_missing),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let compiler = Compiler::find();
+    if let Err(why) = &compiler {
+        eprintln!("\nTHE TESTS ON THE STAND-IN RUNTIME NEED A C++ COMPILER: {why}\n");
+        if std::env::var_os("CI").is_some() {
+            return ExitCode::FAILURE;
+        }
+    }
+    let mut trials = Vec::new();
+    for (name, case) in CASES {
+        for era in [Era::A, Era::B, Era::C] {
+            let compiler = compiler.clone();
+            let runner =
+                move || compiler.map(|compiler| case(&compiler, era)).map_err(Failed::from);
+            let name = format!("{name}::{}", era.letter().to_lowercase());
+            trials.push(Trial::test(name, runner));
+        }
+    }
+    let no_compiler = compiler.is_err();
+    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(no_compiler)).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn standin(compiler: &Compiler, era: Era, macros: &[&str]) -> Standin {
+    Standin::new(compiler, Path::new(env!("CARGO_TARGET_TMPDIR")), era, macros)
+}
+
+fn exports_what_the_catalogue_has(compiler: &Compiler, era: Era) {
+    let bytes = std::fs::read(standin(compiler, era, &[]).library()).unwrap();
+    let library = object::File::parse(&*bytes).unwrap();
+    let exported: BTreeSet<_> = library
+        .dynamic_symbols()
+        .filter(|symbol| symbol.is_definition())
+        .map(|symbol| symbol.name().unwrap())
+        .collect();
+    for symbol in SYMBOLS {
+        let (name, expected) = (symbol.name, symbol.eras.contains(era));
+        assert_eq!(exported.contains(name), expected, "{}: {name}", symbol.role);
+    }
+}
+
+fn matmul(compiler: &Compiler, era: Era) {
+    let run = run(&standin(compiler, era, &[]).program("matmul_multicore_reuse"), |_| {});
+    let report = whole(&run, era);
+    assert_books(&books_of(report, report.processes[0].pid), &printed(&run.output)[0]);
+    // A hidden parent, and the mesh of one chip that the program asked for.
+    let meshes: Vec<_> = report.meshes.iter().map(|mesh| (mesh.mesh, &*mesh.chips)).collect();
+    assert_eq!(meshes, [(0, &[0][..]), (1, &[0])]);
+    let dram = &report.devices[0].memory[0];
+    // 400 pages of 2,048 bytes over 12 banks are 34 pages in the fullest.
+    assert_eq!(dram.peak.totals.bytes_per_bank, 3 * 34 * 2048);
+    assert_eq!(dram.peak.totals.bytes, 3 * 819_200);
+    assert_eq!((dram.allocations, dram.frees, dram.live.buffers), (3, 3, 0));
+}
+
+fn storm(compiler: &Compiler, era: Era) {
+    let run = run(&standin(compiler, era, &[]).program("storm"), |_| {});
+    let report = whole(&run, era);
+    let mut expected = printed(&run.output).remove(0);
+    let mut found = books_of(report, report.processes[0].pid);
+    // Between the runtime's doing and our record of it another thread may act, so that our peak may be
+    // lower: an allocation is recorded after it was made, a free before.
+    let (theirs, ours) = (take_peaks(&mut expected), take_peaks(&mut found));
+    assert_books(&found, &expected);
+    for (theirs, ours) in theirs.iter().zip(&ours) {
+        assert!(ours <= theirs && *ours >= theirs / 2, "{ours} of {theirs}");
+    }
+    assert_eq!(report.meshes[0].chips, [4, 0, 2, 6]);
+    assert!(!report.live_buffers.is_empty());
+}
+
+fn lifecycle(compiler: &Compiler, era: Era) {
+    check_lifecycle(&run(&standin(compiler, era, &[]).program("lifecycle"), |_| {}), era);
+}
+
+/// As in Python, where dlsym finds neither the runtime nor the C++ library.
+fn lifecycle_out_of_sight(compiler: &Compiler, era: Era) {
+    let standin = standin(compiler, era, &[]);
+    let module = standin.module("lifecycle");
+    let run = run(&standin.host(), |command| {
+        command.arg(module);
+    });
+    check_lifecycle(&run, era);
+}
+
+#[track_caller]
+fn check_lifecycle(run: &Run, era: Era) {
+    let report = whole_but(run, era, 2);
+    assert_books(&books_of(report, report.processes[0].pid), &printed(&run.output)[0]);
+    assert_eq!(report.meshes.len(), 22);
+}
+
+fn forked(compiler: &Compiler, era: Era) {
+    let run = run(&standin(compiler, era, &[]).program("fork"), |_| {});
+    let report = tracked(&run, era);
+    let [parent, child] = &*report.processes else { panic!("{:?}", report.processes) };
+    assert_eq!(child.parent_pid, parent.pid);
+    let [of_child, of_parent] = &*printed(&run.output) else { panic!("{}", run.describe()) };
+    assert_books(&books_of(report, parent.pid), of_parent);
+    assert_books(&books_of(report, child.pid), of_child);
+    assert_eq!((report.integrity.inherited_frees, report.integrity.unknown_frees), (3, 0));
+    assert!(report.integrity.complete, "{:?}", report.integrity.problems);
+}
+
+fn full_ring(compiler: &Compiler, era: Era) {
+    // The argument has the program stop ttalloc-run until it comes to a halt itself.
+    let run = run(&standin(compiler, era, &[]).program("thrash"), |command| {
+        command.arg("stop");
+    });
+    let report = whole(&run, era);
+    let mut expected = printed(&run.output).remove(0);
+    let mut found = books_of(report, report.processes[0].pid);
+    take_peaks(&mut expected);
+    take_peaks(&mut found);
+    assert_books(&found, &expected);
+    assert_eq!(report.devices[0].memory[0].allocations, 250_001);
+}
+
+fn exceptions(compiler: &Compiler, era: Era) {
+    let program = standin(compiler, era, &[]).program("exceptions");
+    let alone = Command::new(&program).output().unwrap();
+    check_exceptions(&run(&program, |_| {}), &alone, era);
+}
+
+fn exceptions_out_of_sight(compiler: &Compiler, era: Era) {
+    let standin = standin(compiler, era, &[]);
+    let (host, module) = (standin.host(), standin.module("exceptions"));
+    let alone = Command::new(&host).arg(&module).output().unwrap();
+    let run = run(&host, |command| {
+        command.arg(&module);
+    });
+    check_exceptions(&run, &alone, era);
+}
+
+#[track_caller]
+fn check_exceptions(run: &Run, alone: &Output, era: Era) {
+    assert_eq!(alone.status.code(), Some(3), "{alone:?}");
+    assert_same(&run.output, alone);
+    let report = tracked(run, era);
+    assert_books(&books_of(report, report.processes[0].pid), &printed(&run.output)[0]);
+    // A free is recorded before it is tried. One failed, so its repetition finds nothing.
+    let integrity = &report.integrity;
+    assert_eq!((integrity.unknown_frees, integrity.bad_records, integrity.unattributed), (1, 0, 0));
+}
+
+/// The preload library without a ring, or with something else in its place, does nothing.
+fn no_ring(compiler: &Compiler, era: Era) {
+    let standin = standin(compiler, era, &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+    let rings: [Option<OsString>; 8] = [
+        None,
+        Some("".into()),
+        Some("nonsense".into()),
+        Some("/no/such/file".into()),
+        Some("/dev/null".into()),
+        Some(folder.path().into()),
+        Some(file.clone().into()),
+        Some("x".repeat(5000).into()),
+    ];
+    for name in ["exceptions", "lifecycle"] {
+        let program = standin.program(name);
+        let alone = Command::new(&program).output().unwrap();
+        for ring in &rings {
+            let mut command = Command::new(&program);
+            command.env("LD_PRELOAD", &programs().shim);
+            if let Some(ring) = ring {
+                command.env("TTALLOC_RING", ring);
+            }
+            assert_same(&command.output().unwrap(), &alone);
+        }
+    }
+    assert!(std::fs::read(&file).unwrap().iter().all(|&byte| byte == 0), "a file was written to");
+}
+
+/// A runtime that lacks something required is left alone, and the report says what it lacks.
+fn symbol_missing(compiler: &Compiler, era: Era) {
+    let program = standin(compiler, era, &["WITHOUT_BANK_SIZE"]).program("exceptions");
+    let alone = Command::new(&program).output().unwrap();
+    let run = run(&program, |_| {});
+    assert_same(&run.output, &alone);
+    let report = run.report();
+    let [problem] = &*report.integrity.problems else { panic!("{:?}", report.integrity) };
+    assert!(problem.contains("libtt_metal.so"), "{problem}");
+    assert!(problem.ends_with("does not export what is needed for: bank_size"), "{problem}");
+    assert!(!report.integrity.complete);
+    assert_eq!(report.processes[0].runtime.as_ref().unwrap().era, None);
+    assert!(report.devices.is_empty() && report.live_buffers.is_empty());
+}
+
+/// The report of a run of one process, in which all is known.
+#[track_caller]
+fn whole(run: &Run, era: Era) -> &Report {
+    whole_but(run, era, 0)
+}
+
+/// The same with so many buffers where nothing was allocated.
+#[track_caller]
+fn whole_but(run: &Run, era: Era, external_placements: u64) -> &Report {
+    let report = tracked(run, era);
+    assert_eq!(report.exit, Exit::Code(0), "{}", run.describe());
+    let integrity = &report.integrity;
+    assert!(integrity.complete, "{:?}", integrity.problems);
+    assert_eq!(integrity.inherited_frees, 0);
+    assert_eq!(integrity.external_placements, external_placements);
+    let [process] = &*report.processes else { panic!("{:?}", report.processes) };
+    let calls = &lines_of_books(&run.output)[0]["calls"];
+    for (role, calls) in calls.as_object().unwrap() {
+        // There the compiler is free to enter one destructor through another.
+        if let Some(found) = calls_of(process, role).filter(|_| role != "allocator_end") {
+            assert_eq!(found, calls.as_u64().unwrap(), "calls of {role}");
+        }
+    }
+    report
+}
+
+/// The report of a run in which every process had a runtime of this era and nothing was lost.
+#[track_caller]
+fn tracked(run: &Run, era: Era) -> &Report {
+    let report = run.report();
+    assert_eq!((report.integrity.dropped, report.integrity.torn), (0, 0));
+    for process in &report.processes {
+        let runtime = process.runtime.as_ref().unwrap_or_else(|| panic!("{}", run.describe()));
+        assert_eq!(runtime.era.as_deref(), Some(era.letter()));
+        assert!(runtime.path.ends_with("/libtt_metal.so") && runtime.build_id.is_some());
+    }
+    assert!(report.devices.iter().all(|device| device.arch == "wormhole_b0"));
+    report
+}
+
+/// How often the functions of a role were called; None if none is hooked in this era.
+fn calls_of(process: &Process, role: &str) -> Option<u64> {
+    let hooks = &process.runtime.as_ref()?.hooks;
+    let of_role = hooks.iter().filter(|hook| hook.role == role).map(|hook| hook.calls);
+    of_role.reduce(|a, b| Some(a? + b?))?
+}
+
+/// What the report says of one process, in the form of the runtime's books.
+fn books_of(report: &Report, pid: u32) -> Value {
+    let report = serde_json::to_value(report).unwrap();
+    let of_process = |field: &str, other: &str| -> Vec<Value> {
+        let mut entries = report[field].as_array().unwrap().clone();
+        entries.retain(|entry| entry["pid"] == pid);
+        for entry in &mut entries {
+            entry.as_object_mut().unwrap().retain(|key, _| key != "pid" && key != other);
+        }
+        entries
+    };
+    let mut devices = of_process("devices", "arch");
+    for memory in devices.iter_mut().flat_map(|device| device["memory"].as_array_mut().unwrap()) {
+        memory["peak"].as_object_mut().unwrap().remove("time_ns");
+    }
+    sorted(devices, of_process("live_buffers", "allocated_ns"))
+}
+
+/// The runtime's books, as often as the program printed them.
+fn printed(output: &Output) -> Vec<Value> {
+    let lines = lines_of_books(output);
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    lines
+        .iter()
+        .map(|books| sorted(list(&books["devices"]), list(&books["live_buffers"])))
+        .collect()
+}
+
+fn sorted(devices: Vec<Value>, mut live_buffers: Vec<Value>) -> Value {
+    live_buffers.sort_by_key(|buffer| buffer.to_string());
+    serde_json::json!({ "devices": devices, "live_buffers": live_buffers })
+}
+
+#[track_caller]
+fn lines_of_books(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines = text.lines().filter(|line| line.starts_with('{'));
+    let books: Vec<_> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(!books.is_empty(), "{output:?}");
+    books
+}
+
+/// Two books are the same; if not, the message holds only what differs.
+#[track_caller]
+fn assert_books(found: &Value, expected: &Value) {
+    fn differences(place: &str, found: &Value, expected: &Value, into: &mut Vec<String>) {
+        let entries = |value: &Value| match value {
+            Value::Object(fields) => fields.clone().into_iter().collect(),
+            Value::Array(values) => values
+                .iter()
+                .enumerate()
+                .map(|(at, value)| (at.to_string(), value.clone()))
+                .collect(),
+            _ => Vec::new(),
+        };
+        let (ours, theirs) = (entries(found), entries(expected));
+        let keys =
+            |entries: &[(String, Value)]| entries.iter().map(|(key, _)| key.clone()).collect();
+        let (our_keys, their_keys): (BTreeSet<_>, BTreeSet<_>) = (keys(&ours), keys(&theirs));
+        if ours.is_empty() || our_keys != their_keys {
+            if found != expected {
+                into.push(format!("{place}: {found}, but the runtime has {expected}"));
+            }
+            return;
+        }
+        for (key, value) in &ours {
+            let other = theirs.iter().find(|(other, _)| other == key).map(|(_, value)| value);
+            differences(&format!("{place}/{key}"), value, other.unwrap_or(&Value::Null), into);
+        }
+    }
+    let mut different = Vec::new();
+    differences("", found, expected, &mut different);
+    assert!(different.is_empty(), "the books differ:\n{}", different.join("\n"));
+}
+
+/// Takes the peaks out of some books; returns the bytes that were reserved at each.
+fn take_peaks(books: &mut Value) -> Vec<u64> {
+    let devices = books["devices"].as_array_mut().unwrap();
+    let memory = devices.iter_mut().flat_map(|device| device["memory"].as_array_mut().unwrap());
+    memory.map(|memory| memory["peak"].take()["reserved_bytes"].as_u64().unwrap()).collect()
+}
+
+/// The same exit code, output and books.
+#[track_caller]
+fn assert_same(output: &Output, expected: &Output) {
+    let text = |output: &Output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(output.status, expected.status, "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text(output), text(expected));
+    assert_eq!(printed(output), printed(expected));
+}
