@@ -530,7 +530,10 @@ impl Entry<'_> {
 
     fn release(&mut self, address: u64, ends: bool) {
         let Some(allocator) = self.process.allocators.get_mut(&address) else { return };
-        for (_, allocation) in allocator.live.drain() {
+        // Oldest first: where several had one object, only the newest's is still there to ask.
+        let mut released: Vec<_> = allocator.live.drain().collect();
+        released.sort_unstable_by_key(|&(id, _)| id);
+        for (_, allocation) in released {
             let object = (allocation.buffer, allocation.address);
             allocator.released.insert(object, allocation.kind);
             for id in &allocator.chips {
