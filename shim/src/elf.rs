@@ -14,6 +14,7 @@ const PT_DYNAMIC: u32 = 2;
 const PT_NOTE: u32 = 4;
 const DT_NULL: i64 = 0;
 const DT_PLTRELSZ: i64 = 2;
+const DT_HASH: i64 = 4;
 const DT_STRTAB: i64 = 5;
 const DT_SYMTAB: i64 = 6;
 const DT_RELA: i64 = 7;
@@ -77,23 +78,20 @@ impl Object<'_> {
         })
     }
 
-    /// Its dynamic symbols, if it has a GNU hash table for them.
+    /// Its dynamic symbols, if it has a hash table for them.
     pub fn symbols(&self) -> Option<Symbols> {
-        let (mut names, mut symbols, mut hash) = (0, 0, 0);
+        let (mut names, mut symbols, mut hash) = (0, 0, None);
         for (tag, value) in self.dynamic() {
             match tag {
                 DT_STRTAB => names = self.relocated(value),
                 DT_SYMTAB => symbols = self.relocated(value),
-                DT_GNU_HASH => hash = self.relocated(value),
+                DT_GNU_HASH => hash = Some(Hash::Gnu(self.relocated(value))),
+                DT_HASH if hash.is_none() => hash = Some(Hash::Sysv(self.relocated(value))),
                 _ => {}
             }
         }
-        (names != 0 && symbols != 0 && hash != 0).then_some(Symbols {
-            base: self.base,
-            names,
-            symbols,
-            hash,
-        })
+        let hash = hash.filter(|_| names != 0 && symbols != 0)?;
+        Some(Symbols { base: self.base, names, symbols, hash })
     }
 
     /// Where this object's own calls of the function `name` go: to what the dynamic linker bound them
@@ -153,20 +151,40 @@ pub struct Symbols {
     base: usize,
     names: usize,
     symbols: usize,
-    hash: usize,
+    hash: Hash,
+}
+
+/// Where an object's hash table is.
+enum Hash {
+    /// The GNU one.
+    Gnu(usize),
+    /// That of the System V ABI, which older linkers make.
+    Sysv(usize),
 }
 
 impl Symbols {
     /// The address of the symbol `name`, if this object defines it.
     pub fn address_of(&self, name: &str) -> Option<usize> {
+        match self.hash {
+            Hash::Gnu(table) => self.hashed(table, name),
+            Hash::Sysv(table) => {
+                // Its second word is the number of symbols; rare enough to look at each.
+                // SAFETY: the table is loaded, as it was for the dynamic linker.
+                let [_, count] = unsafe { read::<[u32; 2]>(table) };
+                (0..count as usize).find_map(|index| self.defined(index, name))
+            }
+        }
+    }
+
+    fn hashed(&self, table: usize, name: &str) -> Option<usize> {
         const HEADER: usize = 16;
         let hash = gnu_hash(name.as_bytes());
         // SAFETY (all reads here): the GNU hash table, the symbol table and the string table are
         // loaded and consistent with each other, or the dynamic linker could not have loaded the
         // object; the indices are computed as it computes them.
         // SAFETY: as said.
-        let [buckets, first, bloom_words, bloom_shift] = unsafe { read::<[u32; 4]>(self.hash) };
-        let bloom = self.hash + HEADER;
+        let [buckets, first, bloom_words, bloom_shift] = unsafe { read::<[u32; 4]>(table) };
+        let bloom = table + HEADER;
         let bucket_list = bloom + bloom_words as usize * 8;
         let chains = bucket_list + buckets as usize * 4;
         let bloom_index = (hash / 64) % bloom_words.max(1);
@@ -183,15 +201,9 @@ impl Symbols {
         loop {
             // SAFETY: as said.
             let chained = unsafe { read::<u32>(chains + (index - first) as usize * 4) };
-            if chained | 1 == hash | 1 {
-                let at = self.symbols + index as usize * size_of::<Elf64_Sym>();
-                // SAFETY: as said.
-                let symbol = unsafe { read::<Elf64_Sym>(at) };
-                // SAFETY: as said.
-                let its = unsafe { self.name(index as usize) };
-                if symbol.st_shndx != SHN_UNDEF && its.to_bytes() == name.as_bytes() {
-                    return Some(self.base + symbol.st_value as usize);
-                }
+            let found = (chained | 1 == hash | 1).then(|| self.defined(index as usize, name));
+            if let Some(address) = found.flatten() {
+                return Some(address);
             }
             if chained & 1 == 1 {
                 return None;
@@ -200,14 +212,32 @@ impl Symbols {
         }
     }
 
+    /// The address of the symbol at `index`, if it is called `name` and defined.
+    fn defined(&self, index: usize, name: &str) -> Option<usize> {
+        // SAFETY: callers take the index from the object's own hash table.
+        let symbol = unsafe { self.symbol(index) };
+        // SAFETY: as above.
+        let its = unsafe { self.name(index) };
+        (symbol.st_shndx != SHN_UNDEF && its.to_bytes() == name.as_bytes())
+            .then(|| self.base + symbol.st_value as usize)
+    }
+
+    /// The symbol at `index`.
+    ///
+    /// # Safety
+    /// The symbol table must have that many, and its object must stay loaded.
+    unsafe fn symbol(&self, index: usize) -> Elf64_Sym {
+        // SAFETY: what the caller promises.
+        unsafe { read(self.symbols + index * size_of::<Elf64_Sym>()) }
+    }
+
     /// The name of the symbol at `index`.
     ///
     /// # Safety
     /// The symbol table must have that many, and its object must stay loaded.
     unsafe fn name(&self, index: usize) -> &CStr {
-        let at = self.symbols + index * size_of::<Elf64_Sym>();
         // SAFETY: what the caller promises.
-        let symbol = unsafe { read::<Elf64_Sym>(at) };
+        let symbol = unsafe { self.symbol(index) };
         // SAFETY: a name in the string table, which ends with a zero byte.
         unsafe { CStr::from_ptr((self.names + symbol.st_name as usize) as *const _) }
     }

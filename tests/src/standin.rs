@@ -74,18 +74,18 @@ impl Compiler {
 pub struct Standin {
     compiler: Compiler,
     folder: PathBuf,
-    defines: Vec<String>,
+    options: Vec<String>,
 }
 
 impl Standin {
-    /// The stand-in of `era` with these macros defined, kept below `cache`.
-    pub fn new(compiler: &Compiler, cache: &Path, era: Era, macros: &[&str]) -> Standin {
-        let mut defines = vec![format!("-DERA={}", era as u32 + 1)];
-        defines.extend(macros.iter().map(|name| format!("-D{name}")));
-        let variant = [&[era.letter()], macros].concat().join("_");
+    /// The stand-in of `era`, compiled with these further options and kept below `cache`.
+    pub fn new(compiler: &Compiler, cache: &Path, era: Era, further: &[&str]) -> Standin {
+        let mut options = vec![format!("-DERA={}", era as u32 + 1)];
+        options.extend(further.iter().map(|&option| option.to_owned()));
+        let variant = [&[era.letter()], further].concat().join("_");
         let folder = cache.join(format!("standin-{:016x}", compiler.fingerprint())).join(variant);
         fs::create_dir_all(&folder).expect("a folder for compiled files can be made");
-        Standin { compiler: compiler.clone(), folder, defines }
+        Standin { compiler: compiler.clone(), folder, options }
     }
 
     /// `libtt_metal.so`.
@@ -133,8 +133,9 @@ impl Standin {
             // Under its name only when it is whole; another process may be compiling the same.
             let unfinished = self.folder.join(format!("{name}.{}", std::process::id()));
             let mut command = self.compiler.command();
-            command.args(FLAGS).args(&self.defines).arg("-o").arg(&unfinished);
-            command.args(sources.iter().map(|source| Path::new(SOURCES).join(source))).args(flags);
+            command.args(FLAGS).arg("-o").arg(&unfinished);
+            command.args(sources.iter().map(|source| Path::new(SOURCES).join(source)));
+            command.args(flags).args(&self.options);
             let output = command.output().expect("the compiler starts");
             let errors = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{name} does not compile: {command:?}\n{errors}");

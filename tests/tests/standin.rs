@@ -32,6 +32,7 @@ const CASES: [(&str, Case); 11] = [
     ("exceptions_out_of_sight", exceptions_out_of_sight),
     ("no_ring", no_ring),
     ("symbol_missing", symbol_missing),
+    ("other_hash_table", other_hash_table),
 ];
 
 fn main() -> ExitCode {
@@ -58,8 +59,8 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn standin(compiler: &Compiler, era: Era, macros: &[&str]) -> Standin {
-    Standin::new(compiler, Path::new(env!("CARGO_TARGET_TMPDIR")), era, macros)
+fn standin(compiler: &Compiler, era: Era, further: &[&str]) -> Standin {
+    Standin::new(compiler, Path::new(env!("CARGO_TARGET_TMPDIR")), era, further)
 }
 
 fn exports_what_the_catalogue_has(compiler: &Compiler, era: Era) {
@@ -212,8 +213,15 @@ fn no_ring(compiler: &Compiler, era: Era) {
 }
 
 /// A runtime that lacks something required is left alone, and the report says what it lacks.
+/// A library with the older kind of hash table is tracked as well.
+fn other_hash_table(compiler: &Compiler, era: Era) {
+    let standin = standin(compiler, era, &["-Wl,--hash-style=sysv"]);
+    let run = run(&standin.program("matmul_multicore_reuse"), |_| {});
+    assert_eq!(whole(&run, era).devices.len(), 1);
+}
+
 fn symbol_missing(compiler: &Compiler, era: Era) {
-    let program = standin(compiler, era, &["WITHOUT_BANK_SIZE"]).program("exceptions");
+    let program = standin(compiler, era, &["-DWITHOUT_BANK_SIZE"]).program("exceptions");
     let alone = Command::new(&program).output().unwrap();
     let run = run(&program, |_| {});
     assert_same(&run.output, &alone);
