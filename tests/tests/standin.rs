@@ -20,7 +20,7 @@ use ttalloc_tests::{Run, programs, run};
 
 type Case = fn(&Compiler, Era);
 
-const CASES: [(&str, Case); 11] = [
+const CASES: &[(&str, Case)] = &[
     ("exports_what_the_catalogue_has", exports_what_the_catalogue_has),
     ("matmul", matmul),
     ("storm", storm),
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         }
     }
     let mut trials = Vec::new();
-    for (name, case) in CASES {
+    for &(name, case) in CASES {
         for era in [Era::A, Era::B, Era::C] {
             let compiler = compiler.clone();
             let runner =
