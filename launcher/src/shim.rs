@@ -24,6 +24,14 @@ pub enum ShimError {
         .0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     NotFound(Vec<PathBuf>),
+    /// It can't be looked into.
+    #[error("{path} can't be read: {why}; check its rights, and this session's limits")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: std::io::Error,
+    },
     /// It is another version's.
     #[error("{path} is {found}, but this launcher needs \"{needed}\"; install both from one build", needed = stamp())]
     Foreign {
@@ -34,7 +42,7 @@ pub enum ShimError {
     },
     /// The dynamic linker could not read the path in LD_PRELOAD.
     #[error(
-        "{0} has a space or a colon in its path, which LD_PRELOAD can't hold; copy it elsewhere and name the copy in {VARIABLE}"
+        "{0} has a space, a colon or a dollar sign in its path, which LD_PRELOAD can't hold; copy it elsewhere and name the copy in {VARIABLE}"
     )]
     Unspeakable(PathBuf),
 }
@@ -47,7 +55,7 @@ fn stamp() -> &'static str {
 /// `deps/`, beside the launcher, and `../lib/`. (Cargo builds it in `deps/`; what lies beside the
 /// launcher may then be an older copy.)
 pub fn find() -> Result<PathBuf, ShimError> {
-    let path = match env::var_os(VARIABLE) {
+    let path = match env::var_os(VARIABLE).filter(|named| !named.is_empty()) {
         Some(named) => {
             let path = PathBuf::from(named);
             path.canonicalize().ok().filter(|path| path.is_file()).ok_or(ShimError::Named(path))?
@@ -55,7 +63,7 @@ pub fn find() -> Result<PathBuf, ShimError> {
         None => search()?,
     };
     check(&path)?;
-    if path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b' ' | b':')) {
+    if path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b' ' | b':' | b'$')) {
         return Err(ShimError::Unspeakable(path));
     }
     Ok(path)
@@ -73,7 +81,9 @@ fn search() -> Result<PathBuf, ShimError> {
 
 /// Whether the library at `path` was built with this launcher.
 fn check(path: &Path) -> Result<(), ShimError> {
-    let found = match read_stamp(path) {
+    let bytes =
+        std::fs::read(path).map_err(|why| ShimError::Unreadable { path: path.to_owned(), why })?;
+    let found = match stamp_in(&bytes) {
         Some(found) if found == stamp() => return Ok(()),
         Some(found) => format!("\"{found}\""),
         None => "not ttalloc's preload library".to_owned(),
@@ -81,9 +91,8 @@ fn check(path: &Path) -> Result<(), ShimError> {
     Err(ShimError::Foreign { path: path.to_owned(), found })
 }
 
-fn read_stamp(path: &Path) -> Option<String> {
-    let bytes = std::fs::read(path).ok()?;
-    let file = object::File::parse(&*bytes).ok()?;
+fn stamp_in(bytes: &[u8]) -> Option<String> {
+    let file = object::File::parse(bytes).ok()?;
     let symbol = file.dynamic_symbols().find(|symbol| symbol.name() == Ok(STAMP_SYMBOL))?;
     let section = file.section_by_index(symbol.section_index()?).ok()?;
     let data = section.data_range(symbol.address(), symbol.size()).ok()??;

@@ -18,7 +18,7 @@ pub fn summary(report: &Report) -> String {
 
 fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     let integrity = &report.integrity;
-    writeln!(out, "ttalloc: {}, {}", report.command.join(" "), ending(&report.exit))?;
+    writeln!(out, "ttalloc: {}, {}", words(&report.command), ending(&report.exit))?;
     for problem in &integrity.problems {
         writeln!(out, "ttalloc: incomplete: {problem}")?;
     }
@@ -137,6 +137,18 @@ fn size(totals: Totals) -> String {
         0 => "0".to_owned(),
         buffers => format!("{} ({buffers})", format_size(totals.reserved_bytes, BINARY)),
     }
+}
+
+/// A command on one line, and nothing in it that a terminal would obey.
+fn words(command: &[String]) -> String {
+    let mut text = String::new();
+    for letter in command.join(" ").chars() {
+        match letter.is_control() {
+            true => text.extend(letter.escape_default()),
+            false => text.push(letter),
+        }
+    }
+    text
 }
 
 /// How the program ended, in words.

@@ -111,7 +111,8 @@ fn version(path: &Path) -> Result<String, String> {
         let last = said.lines().last().unwrap_or("it said nothing");
         return Err(format!("which is no CPython that can make virtual environments ({last})"));
     }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if found.is_empty() { Err("which is no CPython".to_owned()) } else { Ok(found) }
 }
 
 /// Prepares the given release of ttnn in the user's cache, if that wasn't done: a virtual environment,

@@ -1,7 +1,8 @@
 //! Where the report goes: checked before the program starts, written when it is done.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -17,8 +18,9 @@ pub enum Destination {
     Stdout,
     /// A regular file, written whole or not at all.
     File(PathBuf),
-    /// Something else that is written to as it is, such as a pipe.
-    Device(PathBuf),
+    /// Something else that is written to as it is, such as a pipe. It stays open, since the reader of
+    /// a pipe meets the end when its last writer leaves.
+    Device(File),
 }
 
 /// What became of a report.
@@ -39,20 +41,27 @@ impl Destination {
             return Ok(Destination::Stdout);
         }
         // The program may change its folder, and we may outlive ours.
+        if name.as_os_str().is_empty() {
+            bail!("it has no name");
+        }
         let path = std::path::absolute(name).context("the current folder is gone")?;
         match fs::metadata(&path) {
             Ok(found) if found.is_dir() => bail!("it is a folder; name a file in it"),
             Ok(found) if !found.is_file() => {
-                OpenOptions::new().append(true).open(&path)?;
-                return Ok(Destination::Device(path));
+                return Ok(Destination::Device(OpenOptions::new().append(true).open(&path)?));
             }
             Ok(_) => {
                 // Replaced whole, but only where it could have been written.
                 OpenOptions::new().append(true).open(&path)?;
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if path.as_os_str().as_bytes().ends_with(b"/") {
+                    bail!("it names a folder; name a file in it");
+                }
+            }
             Err(error) => return Err(error.into()),
         }
+        let path = follow(path);
         // Made and removed at once: the program must not find it.
         drop(Self::beside(&path)?);
         Ok(Destination::File(path))
@@ -67,17 +76,21 @@ impl Destination {
                 out.flush()?;
                 Ok(Written::Nowhere)
             }
-            Destination::Device(path) => {
-                OpenOptions::new().append(true).open(path)?.write_all(report)?;
+            Destination::Device(file) => {
+                (&*file).write_all(report)?;
                 Ok(Written::Nowhere)
             }
             Destination::File(path) => {
                 let mut file = Self::beside(path)?;
                 file.write_all(report)?;
-                let existed = path.exists();
-                let path = path.canonicalize().unwrap_or_else(|_| path.clone());
-                file.persist(&path).map_err(|error| error.error)?;
-                Ok(if existed { Written::Replaced(path) } else { Written::New(path) })
+                let existing = fs::metadata(path).ok();
+                if let Some(existing) = &existing {
+                    // As if it had been written over.
+                    file.as_file().set_permissions(existing.permissions())?;
+                }
+                file.persist(path).map_err(|error| error.error)?;
+                let path = path.clone();
+                Ok(if existing.is_some() { Written::Replaced(path) } else { Written::New(path) })
             }
         }
     }
@@ -91,6 +104,21 @@ impl Destination {
             .permissions(fs::Permissions::from_mode(0o666))
             .tempfile_in(folder)
     }
+}
+
+/// Where a path's links lead: a file is replaced in its own folder and file system, and links stay.
+/// Those of /proc are left, so that an open file isn't replaced behind its user's back.
+fn follow(mut path: PathBuf) -> PathBuf {
+    // The kernel follows at most 40 (path_resolution(7)).
+    for _ in 0..40 {
+        match fs::read_link(&path) {
+            Ok(target) if !path.starts_with("/proc") => {
+                path = path.parent().unwrap_or(Path::new("/")).join(target);
+            }
+            _ => break,
+        }
+    }
+    path
 }
 
 #[cfg(test)]

@@ -102,15 +102,16 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     program::check(program)?;
     let library = shim::find()?;
     let destination = options.report.as_deref().map(check_destination).transpose()?;
-    let ring = Consumer::create(DEFAULT_SLOTS).map_err(|why| RunError::System {
-        what: "the shared memory for events can't be made",
-        why,
-        advice: "free some memory (it takes 9 MiB), or raise the limits of this session",
-    })?;
+    // Before the ring is made, which may be too large a file for this session.
     let signals = Signals::take().map_err(|why| RunError::System {
         what: "signals can't be taken",
         why,
         advice: "raise the limit of open files (ulimit -n)",
+    })?;
+    let ring = Consumer::create(DEFAULT_SLOTS).map_err(|why| RunError::System {
+        what: "the shared memory for events can't be made",
+        why,
+        advice: "free some memory (it takes 9 MiB), or raise the limits of this session",
     })?;
 
     let mut command = Command::new(program);

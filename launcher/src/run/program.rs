@@ -1,5 +1,6 @@
 //! The program to run: where it is, and whether a preload library can work in it.
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -33,7 +34,10 @@ pub enum ProgramError {
 /// Finds `program` as the shell would, and makes sure that LD_PRELOAD has an effect on it.
 pub fn check(program: &OsStr) -> Result<(), ProgramError> {
     let name = || program.to_string_lossy().into_owned();
-    let path = match which::which(program) {
+    // Where there is no PATH, execvp(3) has this one.
+    let folders = env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    let here = env::current_dir().unwrap_or_default();
+    let path = match which::which_in(program, Some(folders), here) {
         Ok(path) => path,
         Err(_) => {
             let path = Path::new(program);

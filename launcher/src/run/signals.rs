@@ -17,6 +17,8 @@ const FORWARDED: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]
 /// Whether SIGPIPE was ignored when this process started. Rust's start-up code ignores it, so `main`
 /// can't tell any more.
 static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+/// Which standard streams were closed then. Rust's start-up code opens /dev/null in their place.
+static CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -24,6 +26,10 @@ static AT_START: extern "C" fn() = note_inherited;
 
 extern "C" fn note_inherited() {
     PIPE_IGNORED.store(is_ignored(libc::SIGPIPE), Ordering::Relaxed);
+    for (fd, closed) in (0..).zip(&CLOSED) {
+        // SAFETY: only asks.
+        closed.store(unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0, Ordering::Relaxed);
+    }
 }
 
 fn is_ignored(signal: i32) -> bool {
@@ -42,8 +48,10 @@ fn set(signal: i32, handler: libc::sighandler_t) {
 /// The signals of a run.
 pub struct Signals {
     arriving: SignalsInfo<WithOrigin>,
+    taken: Vec<i32>,
     mask: libc::sigset_t,
     child_ignored: bool,
+    file_size_ignored: bool,
 }
 
 impl Signals {
@@ -60,18 +68,30 @@ impl Signals {
             // Ignored, it would reap the program before its exit code is read.
             set(libc::SIGCHLD, libc::SIG_DFL);
         }
-        let taken = FORWARDED.into_iter().filter(|&signal| !is_ignored(signal));
-        Ok(Signals { arriving: SignalsInfo::new(taken)?, mask, child_ignored })
+        // A file that grows too large is to be an error, not the launcher's end.
+        let file_size_ignored = is_ignored(libc::SIGXFSZ);
+        set(libc::SIGXFSZ, libc::SIG_IGN);
+        let taken: Vec<_> = FORWARDED.into_iter().filter(|&signal| !is_ignored(signal)).collect();
+        let arriving = SignalsInfo::new(&taken)?;
+        Ok(Signals { arriving, taken, mask, child_ignored, file_size_ignored })
     }
 
-    /// Makes `command` start with the mask and the ignored signals that this process started with.
+    /// Makes `command` start with the mask, the ignored signals and the closed standard streams that
+    /// this process started with.
     pub fn pass_on(&self, command: &mut Command) {
-        let Signals { mask, child_ignored, .. } = *self;
+        let Signals { mask, child_ignored, file_size_ignored, .. } = *self;
         let pipe_ignored = PIPE_IGNORED.load(Ordering::Relaxed);
         let restore = move || {
             let handler = |ignored| if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
             set(libc::SIGPIPE, handler(pipe_ignored));
             set(libc::SIGCHLD, handler(child_ignored));
+            set(libc::SIGXFSZ, handler(file_size_ignored));
+            for (fd, closed) in (0..).zip(&CLOSED) {
+                if closed.load(Ordering::Relaxed) {
+                    // SAFETY: what Rust's start-up code has opened there, which nothing uses before exec.
+                    unsafe { libc::close(fd) };
+                }
+            }
             // SAFETY: a mask that the kernel gave us.
             unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &mask, std::ptr::null_mut()) };
             Ok(())
@@ -89,6 +109,15 @@ impl Signals {
             }
             // SAFETY: a plain system call; the pid is our child's, which is not reaped.
             unsafe { libc::kill(pid as i32, signal.signal) };
+        }
+    }
+}
+
+impl Drop for Signals {
+    /// When there is no program to forward to, a signal is the launcher's own again.
+    fn drop(&mut self) {
+        for &signal in &self.taken {
+            set(signal, libc::SIG_DFL);
         }
     }
 }
