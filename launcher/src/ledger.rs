@@ -246,7 +246,15 @@ struct Device {
     id: i32,
     is_mesh: bool,
     chips: Vec<i32>,
-    closed: bool,
+    /// Once it is closed: what its chips were before, in case the close fails after all.
+    closed: Option<Vec<BeforeClose>>,
+}
+
+/// What closing a device changes of one of its chips.
+#[derive(Debug)]
+struct BeforeClose {
+    reopened: bool,
+    live_at_close: [Option<Totals>; TYPES],
 }
 
 /// The runtime that a process loaded.
@@ -258,13 +266,8 @@ pub struct Runtime {
     pub build_id: Option<String>,
     /// What it defines of the catalogue.
     pub symbols: SymbolSet,
-}
-
-impl Runtime {
-    /// Its era, if it is a runtime that can be tracked.
-    pub fn era(&self) -> Option<Era> {
-        Era::of(&self.symbols).filter(|&era| self.symbols.missing(era).next().is_none())
-    }
+    /// The era as which it was tracked; None if it could not be.
+    pub era: Option<Era>,
 }
 
 /// One process's books.
@@ -291,6 +294,8 @@ pub struct Identity {
     pub parent_pid: u32,
     /// Its argument vector.
     pub argv: Vec<String>,
+    /// Whether arguments are missing at the end, for want of room in the record.
+    pub argv_cut: bool,
     /// Whether it was forked from a tracked process and has the runtime's state from there.
     pub forked: bool,
 }
@@ -342,6 +347,7 @@ impl Ledger {
             Record::Free(body, _) => entry.free(body),
             Record::Failed(body, _) => entry.failed(body),
             Record::Release(body, _) => entry.release(body.allocator, body.ends != 0),
+            Record::Close(body, _) if body.failed != 0 => entry.close_failed(body.device),
             Record::Close(body, _) => entry.close(body.device),
             Record::Placement(body, _) => entry.placement(body),
         }
@@ -372,6 +378,7 @@ impl Entry<'_> {
             pid: body.pid,
             parent_pid: body.parent_pid,
             argv: argv.split(|&byte| byte == 0).map(text).collect(),
+            argv_cut: body.argv_cut != 0,
             forked: body.forked != 0,
         });
     }
@@ -382,6 +389,7 @@ impl Entry<'_> {
             path: text(path),
             build_id: body.build_id().map(hex),
             symbols: body.symbols(),
+            era: body.era(),
         });
     }
 
@@ -394,10 +402,18 @@ impl Entry<'_> {
         let chips: Vec<i32> = ids.iter().map(|&id| i32::from_le_bytes(id)).collect();
         let is_mesh = body.is_mesh != 0;
         let same = self.process.devices.get(&body.device).is_some_and(|known| {
-            !known.closed && known.id == body.id && known.is_mesh == is_mesh && known.chips == chips
+            known.closed.is_none()
+                && known.id == body.id
+                && known.is_mesh == is_mesh
+                && known.chips == chips
         });
         if same {
             return;
+        }
+        if let Some(gone) = self.process.devices.remove(&body.device) {
+            for id in gone.chips {
+                self.process.chips.entry(id).or_default().open.remove(&body.device);
+            }
         }
         for &id in &chips {
             let chip = self.process.chips.entry(id).or_default();
@@ -408,7 +424,7 @@ impl Entry<'_> {
         if is_mesh {
             self.process.meshes.push(Mesh { id: body.id, chips: chips.clone() });
         }
-        let device = Device { id: body.id, is_mesh, chips, closed: false };
+        let device = Device { id: body.id, is_mesh, chips, closed: None };
         self.process.devices.insert(body.device, device);
     }
 
@@ -552,26 +568,43 @@ impl Entry<'_> {
 
     fn close(&mut self, address: u64) {
         let Some(device) = self.process.devices.get_mut(&address) else { return };
-        if device.closed {
+        if device.closed.is_some() {
             return;
         }
-        device.closed = true;
         let mut left = [Totals::default(); TYPES];
         for allocator in self.process.allocators.values() {
             for allocation in allocator.live.values().filter(|_| allocator.device == address) {
                 left[allocation.kind as usize].add(allocation.totals);
             }
         }
+        let mut before = Vec::new();
         for id in &device.chips {
-            let Some(chip) = self.process.chips.get_mut(id) else { continue };
+            let chip = self.process.chips.entry(*id).or_default();
             chip.open.remove(&address);
             let reopened = std::mem::take(&mut chip.reopened);
+            let live_at_close = chip.memory.each_ref().map(|memory| memory.live_at_close);
+            before.push(BeforeClose { reopened, live_at_close });
             for (memory, left) in chip.memory.iter_mut().zip(left) {
                 let at_close = memory.live_at_close.get_or_insert_default();
                 if reopened {
                     *at_close = Totals::default();
                 }
                 at_close.add(left);
+            }
+        }
+        device.closed = Some(before);
+    }
+
+    /// The close ended in an exception: the device is open as before.
+    fn close_failed(&mut self, address: u64) {
+        let Some(device) = self.process.devices.get_mut(&address) else { return };
+        let Some(before) = device.closed.take() else { return };
+        for (id, before) in device.chips.iter().zip(before) {
+            let chip = self.process.chips.entry(*id).or_default();
+            chip.open.insert(address);
+            chip.reopened = before.reopened;
+            for (memory, live_at_close) in chip.memory.iter_mut().zip(before.live_at_close) {
+                memory.live_at_close = live_at_close;
             }
         }
     }
@@ -680,7 +713,7 @@ mod tests {
         }
 
         fn close(&mut self, device: u64) {
-            self.tell(&record::Close { device }, b"");
+            self.tell(&record::Close { device, failed: 0 }, b"");
         }
 
         fn memory(&self, chip: i32, kind: MemoryType) -> &Memory {
@@ -799,6 +832,18 @@ mod tests {
         story.mesh(MESH, 2, &[0, 1]);
         story.close(MESH);
         assert_eq!((left(&story, 0), left(&story, 1)), (0, 0));
+    }
+
+    #[test]
+    fn a_close_that_fails_was_none() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 1, 0, 0, 32);
+        story.close(MESH);
+        story.tell(&record::Close { device: MESH, failed: 1 }, b"");
+        assert_eq!(story.dram(0).live_at_close, None);
+        story.allocate(ALLOCATOR, 2, 0, 32, 32);
+        story.close(MESH);
+        assert_eq!(story.dram(0).live_at_close.unwrap().buffers, 2);
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub struct Process {
     pub parent_pid: u32,
     /// Its argument vector.
     pub argv: Vec<String>,
+    /// Whether the last arguments are left out, because they are longer than 8 KB together.
+    pub argv_cut: bool,
     /// How it ended; null where the launcher is not its parent and can't know.
     pub exit: Option<Exit>,
     /// The runtime it called; null if it called none.
@@ -148,7 +150,7 @@ pub struct Memory {
     pub kind: MemoryType,
     /// The number of banks.
     pub banks: u32,
-    /// What can be allocated in each bank.
+    /// What can be allocated in each bank, as of when the device was opened.
     pub bank_bytes: u64,
     /// What was allocated when the process ended.
     pub live: Totals,
@@ -319,9 +321,10 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
             pid,
             parent_pid: identity.map_or(0, |identity| identity.parent_pid),
             argv: identity.map_or_else(Vec::new, |identity| identity.argv.clone()),
+            argv_cut: identity.is_some_and(|identity| identity.argv_cut),
             exit: is_first.then(|| run.exit.clone()),
             runtime: books.runtime.as_ref().map(|runtime| {
-                let era = runtime.era();
+                let era = runtime.era;
                 Runtime {
                     path: runtime.path.clone(),
                     build_id: runtime.build_id.clone(),
@@ -336,6 +339,7 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
             pid: run.pid,
             parent_pid: std::process::id(),
             argv: run.command.clone(),
+            argv_cut: false,
             exit: Some(run.exit.clone()),
             runtime: None,
         };
@@ -391,9 +395,7 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
             None => "a process that was not announced".to_owned(),
         };
         match &books.runtime {
-            Some(runtime) if runtime.era().is_none() => {
-                problems.push(not_recognised(&who, runtime))
-            }
+            Some(runtime) if runtime.era.is_none() => problems.push(not_recognised(&who, runtime)),
             Some(_) if books.identity.is_some() => {}
             _ => problems.push(format!("{who} did not tell its runtime")),
         }
@@ -421,11 +423,11 @@ fn not_recognised(who: &str, runtime: &crate::ledger::Runtime) -> String {
         Some(era) => runtime.symbols.missing(era).collect(),
         None => vec!["allocate", "create_at_address"],
     };
-    format!(
-        "{who} was not tracked: its tt-metal ({}) does not export what is needed for: {}",
-        runtime.path,
-        missing.join(", ")
-    )
+    let why = match missing.as_slice() {
+        [] => "has no MeshDevice of the expected layout".to_owned(),
+        missing => format!("does not export what is needed for: {}", missing.join(", ")),
+    };
+    format!("{who} was not tracked: its tt-metal ({}) {why}", runtime.path)
 }
 
 /// tt-metal's name of an architecture (`tt::ARCH` in tt-umd's `arch.hpp`).

@@ -18,9 +18,10 @@ pub fn summary(report: &Report) -> String {
 
 fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     let integrity = &report.integrity;
-    writeln!(out, "ttalloc: {}, {}", words(&report.command), ending(&report.exit))?;
+    let command = one_line(&words(&report.command));
+    writeln!(out, "ttalloc: {command}, {}", ending(&report.exit))?;
     for problem in &integrity.problems {
-        writeln!(out, "ttalloc: incomplete: {problem}")?;
+        writeln!(out, "ttalloc: incomplete: {}", one_line(problem))?;
     }
     if report.processes.iter().all(|process| process.runtime.is_none()) {
         writeln!(out, "ttalloc: no call into tt-metal was seen; there is nothing to report")?;
@@ -139,16 +140,26 @@ fn size(totals: Totals) -> String {
     }
 }
 
-/// A command on one line, and nothing in it that a terminal would obey.
+/// A command, cut where it would fill the screen.
 fn words(command: &[String]) -> String {
-    let mut text = String::new();
-    for letter in command.join(" ").chars() {
+    const MOST: usize = 500;
+    let whole = command.join(" ");
+    match whole.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{} …", &whole[..end]),
+        None => whole,
+    }
+}
+
+/// A text on one line, and nothing in it that a terminal would obey.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for letter in text.chars() {
         match letter.is_control() {
-            true => text.extend(letter.escape_default()),
-            false => text.push(letter),
+            true => line.extend(letter.escape_default()),
+            false => line.push(letter),
         }
     }
-    text
+    line
 }
 
 /// How the program ended, in words.
@@ -189,7 +200,7 @@ mod tests {
                 "inherited_frees": 0, "unattributed": 0, "external_placements": 0, "problems": [],
                 "complete": true,
             },
-            "processes": [{"pid": 7, "parent_pid": 1, "argv": [], "exit": null, "runtime": runtime}],
+            "processes": [{"pid": 7, "parent_pid": 1, "argv": [], "argv_cut": false, "exit": null, "runtime": runtime}],
             "meshes": [],
             "devices": [
                 {"pid": 7, "chip": 0, "arch": "blackhole", "memory": [

@@ -6,6 +6,8 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")))]
 compile_error!("ttalloc supports x86-64 Linux with glibc only, as tt-metal's releases do");
 
+pub mod clock;
+pub mod errno;
 pub mod record;
 pub mod ring;
 

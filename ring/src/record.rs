@@ -4,7 +4,7 @@
 //! variable length. [`Record::decode`] takes nothing on trust: any bytes give a record or an error.
 
 use bytemuck::{Pod, Zeroable};
-use ttalloc_symbols::SymbolSet;
+use ttalloc_symbols::{Era, SymbolSet};
 
 /// The longest record in bytes, head and tail included.
 pub const MAX_BYTES: usize = 8 * 1024;
@@ -76,7 +76,7 @@ kinds! {
     Failed = 7,
     /// An allocator is about to take all of its memory back, or to end.
     Release = 8,
-    /// A device is about to close.
+    /// A device is about to close, or has failed to.
     Close = 9,
     /// A buffer was made at a given address, without an allocation.
     Placement = 10,
@@ -133,12 +133,26 @@ pub struct Runtime {
     pub build_id: [u8; 28],
     /// The build id's length in bytes; 0 if it has none.
     pub build_id_len: u32,
+    /// The era as which it is tracked: 1 for A, 2 for B, 3 for C; 0 if it can't be tracked.
+    pub era: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What [`Runtime::era`] holds for an era.
+pub fn era_number(era: Option<Era>) -> u32 {
+    era.map_or(0, |era| era as u32 + 1)
 }
 
 impl Runtime {
     /// Which of the catalogue's symbols that library defines.
     pub fn symbols(&self) -> SymbolSet {
         SymbolSet(self.present)
+    }
+
+    /// The era as which it is tracked.
+    pub fn era(&self) -> Option<Era> {
+        [Era::A, Era::B, Era::C].into_iter().find(|&era| era_number(Some(era)) == self.era)
     }
 
     /// The ELF build id, if it has one.
@@ -245,6 +259,8 @@ pub struct Release {
 pub struct Close {
     /// Which device.
     pub device: u64,
+    /// 1 if it did not close after all: an exception came out of the call.
+    pub failed: u64,
 }
 
 /// Body of [`Kind::Placement`].
@@ -289,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_short_or_unknown_record_is_an_error() {
-        let bytes = encode(0, &Close { device: 1 }, b"");
+        let bytes = encode(0, &Close { device: 1, failed: 0 }, b"");
         for end in 0..bytes.len() {
             assert!(matches!(Record::decode(&bytes[..end]), Err(DecodeError::Short(_))));
         }

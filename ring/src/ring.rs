@@ -33,13 +33,14 @@ use std::time::Duration;
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::VERSION;
+use crate::errno::KeepErrno;
 use crate::record::MAX_BYTES;
 
 /// The number of slots that the launcher uses: 8 MiB.
 pub const DEFAULT_SLOTS: usize = 1 << 17;
 
-/// How many processes have counters of calls; later ones are tracked without.
-pub const COUNTED_PROCESSES: usize = 256;
+/// How many processes the header knows the pids and counts the calls of; later ones are tracked without.
+pub const KNOWN_PROCESSES: usize = 256;
 /// How many symbols have counters of calls.
 pub const COUNTED_SYMBOLS: usize = 64;
 
@@ -68,7 +69,8 @@ struct Header {
     tail: Line<AtomicU64>,
     head: Line<AtomicU64>,
     life: Line<Life>,
-    calls: [Line<[AtomicU64; COUNTED_SYMBOLS]>; COUNTED_PROCESSES],
+    pids: [AtomicU32; KNOWN_PROCESSES],
+    calls: [Line<[AtomicU64; COUNTED_SYMBOLS]>; KNOWN_PROCESSES],
 }
 
 type Slot = Line<[AtomicU64; WORDS]>;
@@ -249,7 +251,7 @@ impl Consumer {
         }
     }
 
-    /// Tells producers to stop: later records would not be read.
+    /// Tells producers to stop. Records that were begun before may still come.
     pub fn close(&self) {
         self.shared.header().closed.store(1, Ordering::Release);
     }
@@ -268,6 +270,12 @@ impl Consumer {
     pub fn calls(&self, process: u32) -> Option<[u64; COUNTED_SYMBOLS]> {
         let counters = self.shared.header().calls.get(process as usize)?;
         Some(std::array::from_fn(|symbol| counters.0[symbol].load(Ordering::Relaxed)))
+    }
+
+    /// The pids of the processes that have come to the ring, the first [`KNOWN_PROCESSES`] of them.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        let pids = self.shared.header().pids.iter().map(|pid| pid.load(Ordering::Relaxed));
+        pids.filter(|&pid| pid != 0)
     }
 
     /// Slots between the consumer and the producers; a count that can't be is the ring's end.
@@ -379,9 +387,14 @@ impl Producer {
         Ok(Producer { shared, head })
     }
 
-    /// A number for this process that no other of this ring has.
-    pub fn new_process(&self) -> u32 {
-        self.shared.header().processes.fetch_add(1, Ordering::Relaxed) as u32
+    /// A number for the process `pid`, this one, that no other of this ring has.
+    pub fn new_process(&self, pid: u32) -> u32 {
+        let header = self.shared.header();
+        let process = header.processes.fetch_add(1, Ordering::Relaxed) as u32;
+        if let Some(place) = header.pids.get(process as usize) {
+            place.store(pid, Ordering::Relaxed);
+        }
+        process
     }
 
     /// Counts a call of the hook of `symbol`.
@@ -403,9 +416,14 @@ impl Producer {
     /// is full; returns whether it was written, which fails only when the consumer is gone or the
     /// record is too long, and then counts it as dropped.
     ///
-    /// Allocates nothing, takes no lock, and may be called in a signal handler that interrupts it.
+    /// Allocates nothing and takes no lock. A signal handler that interrupts it may call it too, but
+    /// must not fill the ring: the consumer can't pass the record that was interrupted.
     #[inline]
     pub fn write(&self, head: &[u8], tail: &[u8]) -> bool {
+        // Nobody reads any more, so it isn't counted either.
+        if self.shared.header().closed.load(Ordering::Relaxed) != 0 {
+            return false;
+        }
         let length = head.len() + tail.len();
         let slots = slots_for(length);
         let position = if length <= MAX_BYTES { self.claim(slots) } else { None };
@@ -463,13 +481,8 @@ impl Producer {
         if self.is_closed() {
             return false;
         }
-        // SAFETY: always valid; a pointer to this thread's errno, which the sleep may change.
-        let errno = unsafe { libc::__errno_location() };
-        // SAFETY: as above.
-        let before = unsafe { *errno };
+        let _errno = KeepErrno::new();
         std::thread::sleep(Duration::from_micros(100));
-        // SAFETY: as above.
-        unsafe { *errno = before };
         true
     }
 }
@@ -656,14 +669,15 @@ mod tests {
     #[test]
     fn calls_are_counted_per_process_and_symbol() {
         let (consumer, producer) = ring();
-        let (first, second) = (producer.new_process(), producer.new_process());
+        let (first, second) = (producer.new_process(11), producer.new_process(12));
         producer.count_call(first, 3);
         producer.count_call(second, 3);
         producer.count_call(second, 3);
         producer.count_call(second, COUNTED_SYMBOLS);
-        producer.count_call(COUNTED_PROCESSES as u32, 3);
+        producer.count_call(KNOWN_PROCESSES as u32, 3);
         assert_eq!(consumer.calls(first).unwrap()[3], 1);
         assert_eq!(consumer.calls(second).unwrap()[3], 2);
-        assert_eq!(consumer.calls(COUNTED_PROCESSES as u32), None);
+        assert_eq!(consumer.calls(KNOWN_PROCESSES as u32), None);
+        assert!(consumer.pids().eq([11, 12]));
     }
 }

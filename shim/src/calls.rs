@@ -9,14 +9,12 @@ use std::mem;
 use ttalloc_symbols::{catalogue, index_of};
 
 use crate::elf;
-use crate::runtime::{self, Runtime};
-
-/// Bytes of a virtual table before its first function, where objects point (Itanium C++ ABI, 2.5.2).
-const VTABLE_HEAD: usize = 16;
+use crate::runtime::{Runtime, VTABLE_HEAD};
 
 macro_rules! lookup {
     ($role:ident at [$($name:literal)+]) => {
         /// The address of what has this role.
+        #[allow(dead_code, reason = "the runtime reads some of them as it is found")]
         pub fn $role(runtime: &Runtime) -> usize {
             address_of(runtime, &[$(const { index_of($name) }),+])
         }
@@ -55,18 +53,7 @@ catalogue!(lookups);
 #[inline]
 fn address_of(runtime: &Runtime, indices: &[usize]) -> usize {
     let index = indices.iter().find(|&&index| runtime.uses(index));
-    index.map_or(0, |&index| runtime::address(index))
-}
-
-/// Where the virtual table of MeshDevice has `function`, in bytes after its first function.
-pub fn slot_of(runtime: &Runtime, function: usize) -> Option<usize> {
-    // Far more than IDevice has, and still inside the library's data.
-    const SLOTS: usize = 64;
-    let table = mesh_vtable(runtime) + VTABLE_HEAD;
-    // SAFETY: the table is data of the library, which stays loaded.
-    (0..SLOTS)
-        .map(|slot| slot * 8)
-        .find(|slot| unsafe { elf::read::<usize>(table + slot) } == function)
+    index.map_or(0, |&index| runtime.addresses[index])
 }
 
 /// What kind of `IDevice` an object is.

@@ -114,8 +114,13 @@ impl Object<'_> {
                 let entry = unsafe { read::<Elf64_Rela>(table + index * size_of::<Elf64_Rela>()) };
                 let (symbol, kind) = ((entry.r_info >> 32) as usize, entry.r_info as u32);
                 let is_call = matches!(kind, R_X86_64_JUMP_SLOT | R_X86_64_GLOB_DAT);
-                // SAFETY: the dynamic linker has relocated this word, after looking the symbol up.
-                (is_call && unsafe { symbols.name(symbol) }.to_bytes() == name.as_bytes())
+                if !is_call {
+                    return None;
+                }
+                // SAFETY: the dynamic linker has looked the same symbol up.
+                let its = unsafe { symbols.name(symbol) };
+                // SAFETY: the dynamic linker has written this word, or was to.
+                (its.to_bytes() == name.as_bytes())
                     .then(|| unsafe { read::<usize>(self.base + entry.r_offset as usize) })
             })
         })
@@ -163,8 +168,8 @@ enum Hash {
 }
 
 impl Symbols {
-    /// The address of the symbol `name`, if this object defines it.
-    pub fn address_of(&self, name: &str) -> Option<usize> {
+    /// The address and size of the symbol `name`, if this object defines it.
+    pub fn find(&self, name: &str) -> Option<(usize, usize)> {
         match self.hash {
             Hash::Gnu(table) => self.hashed(table, name),
             Hash::Sysv(table) => {
@@ -176,7 +181,7 @@ impl Symbols {
         }
     }
 
-    fn hashed(&self, table: usize, name: &str) -> Option<usize> {
+    fn hashed(&self, table: usize, name: &str) -> Option<(usize, usize)> {
         const HEADER: usize = 16;
         let hash = gnu_hash(name.as_bytes());
         // SAFETY (all reads here): the GNU hash table, the symbol table and the string table are
@@ -202,8 +207,8 @@ impl Symbols {
             // SAFETY: as said.
             let chained = unsafe { read::<u32>(chains + (index - first) as usize * 4) };
             let found = (chained | 1 == hash | 1).then(|| self.defined(index as usize, name));
-            if let Some(address) = found.flatten() {
-                return Some(address);
+            if let Some(found) = found.flatten() {
+                return Some(found);
             }
             if chained & 1 == 1 {
                 return None;
@@ -212,14 +217,14 @@ impl Symbols {
         }
     }
 
-    /// The address of the symbol at `index`, if it is called `name` and defined.
-    fn defined(&self, index: usize, name: &str) -> Option<usize> {
+    /// The address and size of the symbol at `index`, if it is called `name` and defined.
+    fn defined(&self, index: usize, name: &str) -> Option<(usize, usize)> {
         // SAFETY: callers take the index from the object's own hash table.
         let symbol = unsafe { self.symbol(index) };
         // SAFETY: as above.
         let its = unsafe { self.name(index) };
         (symbol.st_shndx != SHN_UNDEF && its.to_bytes() == name.as_bytes())
-            .then(|| self.base + symbol.st_value as usize)
+            .then(|| (self.base + symbol.st_value as usize, symbol.st_size as usize))
     }
 
     /// The symbol at `index`.
@@ -289,8 +294,8 @@ mod tests {
         for name in [c"malloc", c"qsort", c"environ", c"pthread_mutex_lock"] {
             // SAFETY: a plain look-up of a C string.
             let expected = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as usize;
-            let found = libc_symbols(|_, symbols| symbols.address_of(name.to_str().unwrap()));
-            assert_eq!(found, Some(expected), "{name:?}");
+            let found = libc_symbols(|_, symbols| symbols.find(name.to_str().unwrap()));
+            assert_eq!(found.map(|(address, _)| address), Some(expected), "{name:?}");
         }
     }
 
@@ -298,7 +303,7 @@ mod tests {
     fn finds_nothing_that_is_not_defined() {
         let undefined = ["", "no such symbol", "_ZN2tt8tt_metal13AllocatorImpl5clearEv"];
         for name in undefined {
-            assert_eq!(libc_symbols(|_, symbols| symbols.address_of(name)), None);
+            assert_eq!(libc_symbols(|_, symbols| symbols.find(name)), None);
         }
     }
 

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::mem;
 
-use ttalloc_ring::record::{self, TYPES};
+use ttalloc_ring::record::{self, Body, TYPES};
 use ttalloc_symbols::{catalogue, index_of};
 
 use crate::calls::{self, DeviceKind};
@@ -109,14 +109,14 @@ impl<T: Copy> Drop for Meanwhile<T> {
 }
 
 /// Writes a record if it is dropped, as it is when an exception passes.
-struct OnException {
+struct OnException<B: Body> {
     recorder: Recorder,
-    failed: record::Failed,
+    record: B,
 }
 
-impl Drop for OnException {
+impl<B: Body> Drop for OnException<B> {
     fn drop(&mut self) {
-        self.recorder.write(&self.failed);
+        self.recorder.write(&self.record);
     }
 }
 
@@ -139,7 +139,7 @@ unsafe fn allocate(
         buffer_type: wanted.buffer_type.into(),
         reserved: 0,
     };
-    let on_exception = OnException { recorder, failed };
+    let on_exception = OnException { recorder, record: failed };
     let address = forward();
     mem::forget(on_exception);
     // SAFETY: the buffer is alive, and the allocator has given up its lock.
@@ -250,7 +250,8 @@ unsafe fn create_at_address(
     let buffer_type = buffer_type as u8;
     // The chips' buffers of a mesh's tensor follow its allocation on the same thread and lie in it: the
     // commonest case by far, and nothing to tell.
-    if VIEWING.get() || LATEST.get() == (address, buffer_type) {
+    // Address 0 is no place: it stands for buffers that a graph capture keeps from being allocated.
+    if VIEWING.get() || address == 0 || LATEST.get() == (address, buffer_type) {
         return result;
     }
     // A mesh's buffer at a given address comes once for each of its chips, and is told once.
@@ -297,6 +298,8 @@ unsafe fn mesh_open(
     let result = forward();
     // The function returns a bool, which fills the lowest byte alone.
     if let Some(recorder) = recorder.filter(|_| result as u8 != 0) {
+        // Whatever was here before is gone, even if its end was not seen.
+        recorder.forget(mesh);
         // SAFETY: the mesh is the call's argument and now open.
         unsafe { describe_mesh(&recorder, mesh) };
     }
@@ -337,11 +340,14 @@ unsafe fn mesh_close(
     forward: impl FnOnce() -> usize,
     mesh: usize,
 ) -> usize {
-    if let Some(recorder) = recorder {
-        recorder.forget(mesh);
-        recorder.write(&record::Close { device: mesh as u64 });
-    }
-    forward()
+    let Some(recorder) = recorder else { return forward() };
+    recorder.forget(mesh);
+    let device = mesh as u64;
+    recorder.write(&record::Close { device, failed: 0 });
+    let on_exception = OnException { recorder, record: record::Close { device, failed: 1 } };
+    let result = forward();
+    mem::forget(on_exception);
+    result
 }
 
 unsafe fn mesh_impl_close(

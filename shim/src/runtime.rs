@@ -3,14 +3,17 @@
 use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use ttalloc_symbols::{COUNT, Era, SYMBOLS, SymbolSet};
+use ttalloc_ring::errno::KeepErrno;
+use ttalloc_symbols::{COUNT, Era, SYMBOLS, SymbolSet, Use};
 
-use crate::calls;
-use crate::elf;
-use crate::session::KeepErrno;
+use crate::elf::{self, Object, Symbols};
 
-/// The address of each of the catalogue's symbols in the library that defines it; 0 until looked for.
-static ADDRESSES: [AtomicUsize; COUNT] = [const { AtomicUsize::new(0) }; COUNT];
+/// Bytes of a virtual table before its first function, where objects point (Itanium C++ ABI, 2.5.2).
+pub const VTABLE_HEAD: usize = 16;
+
+/// The address of the real function behind each hook, by the catalogue's index; 0 until looked for.
+static ORIGINALS: [AtomicUsize; COUNT] = [const { AtomicUsize::new(0) }; COUNT];
+/// The runtime. It is there before any original is.
 static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
 
 /// A runtime, as found in this process.
@@ -21,6 +24,8 @@ pub struct Runtime {
     pub build_id: Option<Vec<u8>>,
     /// What it defines of the catalogue.
     pub present: SymbolSet,
+    /// Where, by the catalogue's index; 0 for what it doesn't define.
+    pub addresses: [usize; COUNT],
     /// Its era; None where tracking is impossible.
     pub era: Option<Era>,
     /// Where its virtual tables have `IDevice::id()` and `IDevice::arch()`, in bytes.
@@ -47,80 +52,108 @@ impl Runtime {
     pub fn has(&self, role: &str) -> bool {
         self.present.iter().any(|(index, symbol)| symbol.role == role && self.uses(index))
     }
+
+    /// The runtime that `object` is.
+    fn of(object: &Object, symbols: &Symbols) -> Runtime {
+        let mut present = SymbolSet::default();
+        let mut addresses = [0; COUNT];
+        for (index, symbol) in SYMBOLS.iter().enumerate() {
+            if let Some((address, _)) = symbols.find(symbol.name) {
+                present.insert(index);
+                addresses[index] = address;
+            }
+        }
+        let slots = of_role("mesh_vtable").and_then(|name| symbols.find(name)).and_then(|table| {
+            let function = |role| Some(symbols.find(of_role(role)?)?.0);
+            Some((slot(table, function("mesh_id")?)?, slot(table, function("mesh_arch")?)?))
+        });
+        let era = Era::of(&present).filter(|&era| present.missing(era).next().is_none());
+        let (id_slot, arch_slot) = slots.unwrap_or_default();
+        // Not what dlsym finds: a library that is loaded with RTLD_LOCAL may bring its own.
+        let delete = ["_ZdlPvm", "_ZdlPv"].into_iter().find_map(|name| object.bound(name));
+        Runtime {
+            path: object.path.to_owned(),
+            build_id: object.build_id().map(<[u8]>::to_vec),
+            present,
+            addresses,
+            era: era.filter(|_| slots.is_some()),
+            id_slot,
+            arch_slot,
+            operator_delete: delete.unwrap_or(0),
+        }
+    }
+}
+
+/// The name of the only symbol of `role`.
+fn of_role(role: &str) -> Option<&'static str> {
+    SYMBOLS.iter().find(|symbol| symbol.role == role).map(|symbol| symbol.name)
+}
+
+/// Where a virtual table, given with its size, has `function`: in bytes after its first function.
+fn slot((table, size): (usize, usize), function: usize) -> Option<usize> {
+    (VTABLE_HEAD..size)
+        .step_by(size_of::<usize>())
+        // SAFETY: inside the table, which is data of a loaded library.
+        .find(|at| unsafe { elf::read::<usize>(table + at) } == function)
+        .map(|at| at - VTABLE_HEAD)
 }
 
 /// The address of the real function behind the hook of the symbol at `index`.
 #[inline]
 pub fn original(index: usize) -> usize {
-    match ADDRESSES[index].load(Ordering::Acquire) {
+    match ORIGINALS[index].load(Ordering::Acquire) {
         0 => locate(index),
         address => address,
     }
 }
 
-/// The address of a symbol that is looked up; 0 where the runtime has none.
-#[inline]
-pub fn address(index: usize) -> usize {
-    ADDRESSES[index].load(Ordering::Acquire)
-}
-
-/// Finds the library that defines the symbol at `index`, and all other symbols it defines. Threads may
-/// do so at once: they find the same.
+/// Finds the real functions behind all hooks, and the runtime. Threads may do so at once: they find the
+/// same.
+///
+/// Behind a hook is what the program would have called without this library: the first definition in
+/// the order of loading, which may be that of another preloaded library. The facts come from the
+/// runtime itself.
 #[cold]
 fn locate(index: usize) -> usize {
     let _errno = KeepErrno::new();
     let here = locate as *const () as usize;
-    let found = elf::find(|object| {
+    let vtable = of_role("mesh_vtable").unwrap_or_default();
+    let mut originals = [0; COUNT];
+    let (mut runtime, mut definer) = (None, None);
+    elf::find(|object| {
         let symbols = object.symbols().filter(|_| !object.contains(here))?;
-        symbols.address_of(SYMBOLS[index].name)?;
-        let mut present = SymbolSet::default();
-        for (index, symbol) in SYMBOLS.iter().enumerate() {
-            if let Some(address) = symbols.address_of(symbol.name) {
-                present.insert(index);
-                // The first library wins, as it does for the dynamic linker.
-                let _ = ADDRESSES[index].compare_exchange(
-                    0,
-                    address,
-                    Ordering::AcqRel,
-                    Ordering::Relaxed,
-                );
+        for (symbol, original) in SYMBOLS.iter().zip(&mut originals) {
+            if *original == 0 && symbol.usage == Use::Hook {
+                *original = symbols.find(symbol.name).map_or(0, |(address, _)| address);
             }
         }
-        // Not what dlsym finds: a library that is loaded with RTLD_LOCAL may bring its own.
-        let delete = ["_ZdlPvm", "_ZdlPv"].into_iter().find_map(|name| object.bound(name));
-        let build_id = object.build_id().map(<[u8]>::to_vec);
-        Some((object.path.to_owned(), build_id, present, delete.unwrap_or(0)))
+        if runtime.is_none() && symbols.find(vtable).is_some() {
+            runtime = Some(Runtime::of(object, &symbols));
+        } else if definer.is_none() && symbols.find(SYMBOLS[index].name).is_some() {
+            definer = Some(Runtime::of(object, &symbols));
+        }
+        None::<()>
     });
-    let Some((path, build_id, present, operator_delete)) = found else {
+    if originals[index] == 0 {
         undefined(SYMBOLS[index].name);
-    };
-    publish(path, build_id, present, operator_delete);
-    ADDRESSES[index].load(Ordering::Acquire)
+    }
+    for found in [&runtime, &definer].into_iter().flatten() {
+        keep_loaded(&found.path);
+    }
+    if let Some(runtime) = runtime.or(definer) {
+        publish(runtime);
+    }
+    for (to, from) in ORIGINALS.iter().zip(originals) {
+        let _ = to.compare_exchange(0, from, Ordering::AcqRel, Ordering::Relaxed);
+    }
+    ORIGINALS[index].load(Ordering::Acquire)
 }
 
-fn publish(path: CString, build_id: Option<Vec<u8>>, present: SymbolSet, operator_delete: usize) {
-    if !RUNTIME.load(Ordering::Acquire).is_null() {
-        return;
-    }
-    keep_loaded(&path);
-    let era = Era::of(&present).filter(|&era| present.missing(era).next().is_none());
-    let mut runtime =
-        Runtime { path, build_id, present, era, id_slot: 0, arch_slot: 0, operator_delete };
-    if era.is_some() {
-        let slot = |function| calls::slot_of(&runtime, function);
-        match slot(calls::mesh_id(&runtime)).zip(slot(calls::mesh_arch(&runtime))) {
-            Some((id, arch)) => (runtime.id_slot, runtime.arch_slot) = (id, arch),
-            None => runtime.era = None,
-        }
-    }
+/// Makes `runtime` the one that was found, unless there is one.
+fn publish(runtime: Runtime) {
     let runtime = Box::into_raw(Box::new(runtime));
-    let published = RUNTIME.compare_exchange(
-        std::ptr::null_mut(),
-        runtime,
-        Ordering::AcqRel,
-        Ordering::Acquire,
-    );
-    if published.is_err() {
+    let none = std::ptr::null_mut();
+    if RUNTIME.compare_exchange(none, runtime, Ordering::AcqRel, Ordering::Acquire).is_err() {
         // SAFETY: this box was made above and given to nobody.
         drop(unsafe { Box::from_raw(runtime) });
     }

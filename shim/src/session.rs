@@ -8,8 +8,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
+use ttalloc_ring::clock::now_ns;
+use ttalloc_ring::errno::KeepErrno;
 use ttalloc_ring::record::{self, Body, Head};
-use ttalloc_ring::ring::Producer;
+use ttalloc_ring::ring::{AttachError, Producer};
 use ttalloc_ring::{RING_VARIABLE, record::MAX_BYTES};
 
 use crate::runtime::Runtime;
@@ -63,27 +65,6 @@ impl PerProcess {
         for entry in self.set(object) {
             let _ = entry.compare_exchange(object, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
-    }
-}
-
-/// Restores `errno` when dropped.
-pub struct KeepErrno(i32);
-
-impl KeepErrno {
-    pub fn new() -> KeepErrno {
-        // SAFETY: takes nothing.
-        let errno = unsafe { libc::__errno_location() };
-        // SAFETY: this thread's errno is always there.
-        KeepErrno(unsafe { *errno })
-    }
-}
-
-impl Drop for KeepErrno {
-    fn drop(&mut self) {
-        // SAFETY: takes nothing.
-        let errno = unsafe { libc::__errno_location() };
-        // SAFETY: this thread's errno is always there.
-        unsafe { *errno = self.0 };
     }
 }
 
@@ -187,8 +168,12 @@ impl Recorder {
 fn start() -> bool {
     let _errno = KeepErrno::new();
     let Some(runtime) = Runtime::get() else { return false };
-    let session =
-        attach().zip(per_process()).map(|(producer, own)| Session { producer, runtime, own });
+    let session = match attach() {
+        Ok(producer) => per_process().map(|own| Session { producer, runtime, own }),
+        // The program may have descriptors or memory to spare at the next call.
+        Err(AttachError::Io(why)) if is_passing(&why) => return false,
+        Err(_) => None,
+    };
     let Some(session) = session else {
         let _ = STATE.compare_exchange(NEW, OFF, Ordering::AcqRel, Ordering::Relaxed);
         return STATE.load(Ordering::Acquire) == ON;
@@ -209,16 +194,21 @@ fn start() -> bool {
     STATE.load(Ordering::Acquire) == ON
 }
 
-fn attach() -> Option<Producer> {
+fn attach() -> Result<Producer, AttachError> {
     let path: Vec<u8> = RING_PATH
         .iter()
         .map(|byte| byte.load(Ordering::Relaxed))
         .take_while(|&byte| byte != 0)
         .collect();
     if path.is_empty() {
-        return None;
+        return Err(AttachError::Foreign);
     }
-    Producer::attach(Path::new(OsStr::from_bytes(&path))).ok()
+    Producer::attach(Path::new(OsStr::from_bytes(&path)))
+}
+
+/// Whether an error may be gone at the next try.
+fn is_passing(why: &std::io::Error) -> bool {
+    matches!(why.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
 }
 
 /// Maps the page of [`PerProcess`].
@@ -247,7 +237,7 @@ fn per_process() -> Option<&'static PerProcess> {
 #[cold]
 fn announce(session: &'static Session) -> u32 {
     let _errno = KeepErrno::new();
-    let process = session.producer.new_process();
+    let process = session.producer.new_process(std::process::id());
     let number = &session.own.number;
     match number.compare_exchange(0, process + 1, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
@@ -257,12 +247,16 @@ fn announce(session: &'static Session) -> u32 {
     let recorder = Recorder { session, process };
     let room = MAX_BYTES - size_of::<Head>() - size_of::<record::Process>();
     let mut argv = Vec::new();
+    let mut cut = false;
     for argument in std::env::args_os() {
-        argv.extend(argument.into_vec());
-        argv.push(0);
+        let argument = argument.into_vec();
+        // Whole arguments, as far as they fit.
+        cut |= argv.len() + argument.len() + 1 > room;
+        if !cut {
+            argv.extend(argument);
+            argv.push(0);
+        }
     }
-    let cut = argv.len() > room;
-    argv.truncate(room);
     let body = record::Process {
         pid: std::process::id(),
         parent_pid: std::os::unix::process::parent_id(),
@@ -276,17 +270,14 @@ fn announce(session: &'static Session) -> u32 {
     let id = runtime.build_id.as_deref().unwrap_or_default();
     let len = id.len().min(build_id.len());
     build_id[..len].copy_from_slice(&id[..len]);
-    let body = record::Runtime { present: runtime.present.0, build_id, build_id_len: len as u32 };
+    let body = record::Runtime {
+        present: runtime.present.0,
+        build_id,
+        build_id_len: len as u32,
+        era: record::era_number(runtime.era),
+        reserved: 0,
+    };
     let path = runtime.path.to_bytes();
     recorder.write_with_tail(&body, &path[..path.len().min(MAX_BYTES / 2)]);
     process
-}
-
-/// `CLOCK_MONOTONIC` in nanoseconds.
-#[inline]
-fn now_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid place for the result; the clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

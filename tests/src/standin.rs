@@ -114,6 +114,12 @@ impl Standin {
         self.compiled(&format!("{name}.so"), &[&format!("{name}.cpp")], &flags)
     }
 
+    /// A library for LD_PRELOAD, compiled with further options.
+    pub fn preloaded(&self, name: &str, further: &[&str]) -> PathBuf {
+        let flags = [&["-fPIC", "-shared", "-ldl"], further].concat();
+        self.compiled(&format!("{name}.so"), &[&format!("{name}.cpp")], &flags)
+    }
+
     /// A program that loads a module with RTLD_LOCAL, and has neither the runtime nor a C++ library.
     pub fn host(&self) -> PathBuf {
         self.compiled("host", &["host.cpp"], &["-Wl,--as-needed", "-ldl"])

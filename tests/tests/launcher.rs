@@ -754,6 +754,15 @@ fn a_setuid_program_is_125() {
         let message = refused(launcher(folder.path()).arg(&path), 125);
         assert!(message.contains("setuid"), "{message}");
     }
+    // Neither is read for it, where only its owner may.
+    let unreadable = folder.path().join("unreadable");
+    copy(Path::new("/bin/true"), &unreadable);
+    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o4111)).unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut as_nobody = launcher(folder.path());
+    as_nobody.arg("--no-report").arg(&unreadable).uid(NOBODY).gid(NOBODY);
+    let message = refused(&mut as_nobody, 125);
+    assert!(message.contains("setuid"), "{message}");
     // One's own is no obstacle.
     let own = folder.path().join("own");
     copy(Path::new("/bin/true"), &own);

@@ -29,7 +29,7 @@ const CLUSTERS: [(Arch, u32); 5] = [
 ];
 const SCENARIOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/scenarios.py");
 /// How many checkpoints the scenarios have together.
-const CHECKPOINTS: usize = 40;
+const CHECKPOINTS: usize = 42;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -56,6 +56,7 @@ fn cases() -> Vec<Trial> {
     }
     cases.push(Trial::test("alone_in_its_process", one_process_a_run));
     cases.push(Trial::test("failed_allocations_are_counted", failures));
+    cases.push(Trial::test("planned_buffers_take_nothing", planned));
     cases.push(Trial::test("what_was_left_at_close", left_at_close));
     cases.push(Trial::test("two_records_a_tensor", two_records_a_tensor));
     cases
@@ -145,6 +146,18 @@ fn failures() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Buffers of a capture that dispatches nothing are neither allocations nor placements.
+fn planned() -> Result<(), Failed> {
+    for (release, _) in RELEASES {
+        let cluster = Cluster::of(Arch::Wormhole, 8).ok_or("no cluster")?;
+        let run = scenario(release, cluster, &["planned", "0"], |_| {});
+        let report = run.report();
+        assert_eq!(report.integrity.external_placements, 0, "{release}");
+        assert_eq!(report.devices[0].memory[0].allocations, 1, "{release}");
+    }
+    Ok(())
+}
+
 /// The scenario leaves two tensors in DRAM and one in L1 when the device closes, on every chip.
 fn left_at_close() -> Result<(), Failed> {
     for (release, _) in RELEASES {
@@ -180,7 +193,7 @@ fn two_records_a_tensor() -> Result<(), Failed> {
         Ok((report.integrity.events, pairs))
     };
     for (release, _) in RELEASES {
-        let ((one, pairs), (many, same)) = (events(1, release)?, events(32, release)?);
+        let ((one, pairs), (many, same)) = (events(1, release)?, events(8, release)?);
         assert_eq!(pairs, same);
         // Beside the pairs there are a few records of the process, its devices and its allocators.
         assert!(many - same < 100, "{release}: {many} records for {same} allocations and frees");

@@ -14,7 +14,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use object::{Object, ObjectSymbol};
 use serde_json::Value;
 use ttalloc::report::{Exit, Process, Report};
-use ttalloc_symbols::{Era, SYMBOLS};
+use ttalloc_symbols::{Era, SYMBOLS, Symbol};
 use ttalloc_tests::standin::{Compiler, Standin};
 use ttalloc_tests::{Run, programs, run};
 
@@ -33,6 +33,8 @@ const CASES: &[(&str, Case)] = &[
     ("no_ring", no_ring),
     ("symbol_missing", symbol_missing),
     ("other_hash_table", other_hash_table),
+    ("other_interposer", other_interposer),
+    ("endless", endless),
 ];
 
 fn main() -> ExitCode {
@@ -212,7 +214,6 @@ fn no_ring(compiler: &Compiler, era: Era) {
     assert!(std::fs::read(&file).unwrap().iter().all(|&byte| byte == 0), "a file was written to");
 }
 
-/// A runtime that lacks something required is left alone, and the report says what it lacks.
 /// A library with the older kind of hash table is tracked as well.
 fn other_hash_table(compiler: &Compiler, era: Era) {
     let standin = standin(compiler, era, &["-Wl,--hash-style=sysv"]);
@@ -220,6 +221,37 @@ fn other_hash_table(compiler: &Compiler, era: Era) {
     assert_eq!(whole(&run, era).devices.len(), 1);
 }
 
+/// Another library that is preloaded for the same function keeps its calls.
+fn other_interposer(compiler: &Compiler, era: Era) {
+    let standin = standin(compiler, era, &[]);
+    let is_allocate = |symbol: &&Symbol| symbol.role == "allocate" && symbol.eras.contains(era);
+    let name = SYMBOLS.iter().find(is_allocate).unwrap().name;
+    let library = standin.preloaded("interposer", &[&format!("-DNAME=\"{name}\"")]);
+    let program = standin.program("matmul_multicore_reuse");
+    let alone = Command::new(&program).env("LD_PRELOAD", &library).output().unwrap();
+    let said = String::from_utf8_lossy(&alone.stderr).into_owned();
+    assert!(said.contains("3 calls"), "{said}");
+    let run = run(&program, |command| {
+        command.env("LD_PRELOAD", &library);
+    });
+    assert!(run.stderr().contains("3 calls"), "{}", run.describe());
+    assert_eq!(whole(&run, era).devices[0].memory[0].allocations, 3);
+}
+
+/// The launcher ends with the program, whatever a process that was left behind goes on writing.
+fn endless(compiler: &Compiler, era: Era) {
+    let run = run(&standin(compiler, era, &[]).program("endless"), |_| {});
+    let child: i32 = run.stdout().trim().parse().unwrap();
+    // SAFETY: ends a process that the program left behind, if it is still there.
+    let still_there = unsafe { libc::kill(child, libc::SIGKILL) } == 0;
+    assert!(still_there, "the launcher waited for it");
+    let integrity = &run.report().integrity;
+    let expected = format!("process {child} was still running when the program had ended");
+    assert_eq!(integrity.problems, [expected]);
+    assert_eq!(integrity.dropped + integrity.torn + integrity.unknown_frees, 0);
+}
+
+/// A runtime that lacks something required is left alone, and the report says what it lacks.
 fn symbol_missing(compiler: &Compiler, era: Era) {
     let program = standin(compiler, era, &["-DWITHOUT_BANK_SIZE"]).program("exceptions");
     let alone = Command::new(&program).output().unwrap();

@@ -285,8 +285,24 @@ def mixed():
             yield f"step {step + 1}"
 
 
+def planned():
+    """A graph capture that dispatches nothing: its buffers are planned, not allocated."""
+    mesh = open_mesh()
+    held = [tensor(mesh, 256, 256)]
+    graph = ttnn._ttnn.graph
+    # ttnn's decorators look for torch tensors in a capture, and torch isn't needed here.
+    ttnn.decorators.get_all_tensors = lambda *_: []
+    graph.begin_graph_capture(graph.RunMode.NO_DISPATCH)
+    plans = [tensor(mesh, 1 << 14, 1 << 10) for _ in range(3)]
+    yield "planned"
+    del plans
+    graph.end_graph_capture()
+    held.append(tensor(mesh, 512, 512))
+    yield "after"
+
+
 SCENARIOS = [
-    interleaved, shards, aliases, ops, failures, reopening, submeshes, threads, mixed,
+    interleaved, shards, aliases, ops, failures, reopening, submeshes, threads, mixed, planned,
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::run::{self, DEFAULT_REPORT, Options, Written};
-use crate::summary::summary;
+use crate::summary::{one_line, summary};
 use clap::Parser;
 use clap::error::ErrorKind;
 
@@ -65,38 +65,43 @@ pub fn main() -> ExitCode {
     let outcome = match run::run(&options) {
         Ok(outcome) => outcome,
         Err(error) => {
-            tell(&format!("ttalloc-run: {error}\n"));
+            tell(&format!("ttalloc-run: {error}"));
             return ExitCode::from(error.code());
         }
     };
     if !arguments.quiet {
-        tell(&summary(&outcome.report));
+        print(&summary(&outcome.report));
     } else {
         for problem in &outcome.report.integrity.problems {
-            tell(&format!("ttalloc: incomplete: {problem}\n"));
+            tell(&format!("ttalloc: incomplete: {problem}"));
         }
     }
     match outcome.written {
         Ok(written) => {
             match written {
                 Written::New(path) if !arguments.quiet => {
-                    tell(&format!("ttalloc: report written to {}\n", path.display()));
+                    tell(&format!("ttalloc: report written to {}", path.display()));
                 }
                 Written::Replaced(path) => {
-                    tell(&format!("ttalloc: report replaced {}\n", path.display()));
+                    tell(&format!("ttalloc: report replaced {}", path.display()));
                 }
                 Written::New(_) | Written::Nowhere => {}
             }
             ExitCode::from(outcome.code)
         }
         Err(error) => {
-            tell(&format!("ttalloc-run: the report is lost: {error}\n"));
+            tell(&format!("ttalloc-run: the report is lost: {error}"));
             ExitCode::from(if outcome.code == 0 { 125 } else { outcome.code })
         }
     }
 }
 
-/// Writes to standard error. Where that is closed, there is nobody to tell.
+/// Writes one line to standard error.
 fn tell(text: &str) {
+    print(&format!("{}\n", one_line(text)));
+}
+
+/// Writes to standard error. Where that is closed, there is nobody to tell.
+fn print(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ttalloc_ring::RING_VARIABLE;
+use ttalloc_ring::clock::now_ns;
 use ttalloc_ring::ring::{Consumer, DEFAULT_SLOTS};
 
 use self::destination::Destination;
@@ -31,6 +32,8 @@ const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
 const IDLE: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(10)];
 /// How long a record may stay half-written before its writer's life is looked into.
 const STALL: Duration = Duration::from_millis(500);
+/// How long to read on after the program's end.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Records taken at a time, before signals and the program's end are looked for again.
 const BATCH: usize = 1 << 16;
 
@@ -120,7 +123,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         .env(PRELOAD_VARIABLE, preload(&library))
         .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.path());
     signals.pass_on(&mut command);
-    let (started, started_ns) = (jiff::Timestamp::now(), monotonic_ns());
+    let (started, started_ns) = (jiff::Timestamp::now(), now_ns());
     let child = command.spawn().map_err(|why| {
         ProgramError::Unrunnable(program.to_string_lossy().into_owned(), why.to_string())
     })?;
@@ -138,7 +141,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         command: options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         started,
         started_ns,
-        duration_ns: monotonic_ns().saturating_sub(started_ns),
+        duration_ns: now_ns().saturating_sub(started_ns),
         pid,
         exit: exit(status),
         dropped: ring.dropped(),
@@ -202,25 +205,23 @@ impl Session {
         }
     }
 
-    /// Enters what is left, and tells later writers to stop. Returns which tracked processes still run.
+    /// Tells later writers to stop, and enters what is left. Returns which tracked processes still run.
     fn finish(&mut self, first: u32) -> Vec<u32> {
-        let end = Instant::now() + STALL;
-        loop {
-            while self.drain() > 0 {}
-            if !self.ring.is_stalled() {
-                break;
-            }
-            // Its writer may be alive, but it has had its time.
-            if Instant::now() > end {
-                self.ring.skip_torn();
-            } else {
-                thread::sleep(IDLE[0]);
+        // The program's own records are all there. Whoever else is writing one has a little time.
+        self.ring.close();
+        let closed = Instant::now();
+        while self.drain() > 0 || self.ring.is_stalled() {
+            match closed.elapsed() {
+                // A writer that doesn't stop is none of ours.
+                time if time > PATIENCE => break,
+                time if time > STALL => self.ring.skip_torn(),
+                _ if self.ring.is_stalled() => thread::sleep(IDLE[0]),
+                _ => {}
             }
         }
-        self.ring.close();
-        while self.drain() > 0 {}
-        let mut running: Vec<u32> =
-            self.pids().filter(|&pid| pid != first && is_alive(pid)).collect();
+        let mut running: Vec<_> =
+            self.ring.pids().filter(|&pid| pid != first && is_alive(pid)).collect();
+        running.sort_unstable();
         running.dedup();
         running
     }
@@ -238,14 +239,10 @@ impl Session {
             return;
         }
         let since = *self.stalled.get_or_insert_with(Instant::now);
-        if since.elapsed() > STALL && self.pids().any(|pid| !is_alive(pid)) {
+        if since.elapsed() > STALL && self.ring.pids().any(|pid| !is_alive(pid)) {
             self.ring.skip_torn();
             self.stalled = None;
         }
-    }
-
-    fn pids(&self) -> impl Iterator<Item = u32> {
-        self.ledger.processes.values().filter_map(|books| Some(books.identity.as_ref()?.pid))
     }
 }
 
@@ -268,12 +265,4 @@ fn exit(status: ExitStatus) -> Exit {
 fn code(status: ExitStatus) -> u8 {
     let code = status.signal().map_or(status.code().unwrap_or_default(), |signal| 128 + signal);
     code as u8
-}
-
-/// The records' clock, `CLOCK_MONOTONIC`, in nanoseconds.
-fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid place for the result; the clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

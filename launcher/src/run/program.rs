@@ -63,6 +63,12 @@ pub fn check(program: &OsStr) -> Result<(), ProgramError> {
 fn check_file(path: &Path, depth: u32) -> Result<(), ProgramError> {
     // Linux follows at most four interpreters (BINPRM recursion, fs/exec.c).
     const MOST_INTERPRETERS: u32 = 5;
+    let fail = |why| Err(ProgramError::Untrackable { path: path.to_owned(), why });
+    if raises_privileges(path) {
+        return fail(
+            "it runs with other rights than yours (setuid, setgid or capabilities), where LD_PRELOAD has no effect; run ttalloc-run inside it, as in: sudo ttalloc-run PROGRAM",
+        );
+    }
     // Where a file can be run but not read, running it will tell.
     let Ok(start) = read_start(path) else { return Ok(()) };
     if let Some(interpreter) = interpreter(&start).filter(|_| depth < MOST_INTERPRETERS) {
@@ -73,12 +79,6 @@ fn check_file(path: &Path, depth: u32) -> Result<(), ProgramError> {
                 Err(ProgramError::Unrunnable(path.display().to_string(), why))
             }
         };
-    }
-    let fail = |why| Err(ProgramError::Untrackable { path: path.to_owned(), why });
-    if raises_privileges(path) {
-        return fail(
-            "it runs with other rights than yours (setuid, setgid or capabilities), where LD_PRELOAD has no effect; run ttalloc-run inside it, as in: sudo ttalloc-run PROGRAM",
-        );
     }
     match kind(&start) {
         Kind::Dynamic | Kind::NotElf => Ok(()),
@@ -138,22 +138,13 @@ fn raises_privileges(path: &Path) -> bool {
     const SETUID: u32 = 0o4000;
     const SETGID: u32 = 0o2000;
     let Ok(file) = fs::metadata(path) else { return false };
-    // SAFETY: these calls only return numbers.
-    let (user, group) = unsafe { ids() };
+    // SAFETY: takes nothing and can't fail.
+    let user = unsafe { libc::getuid() };
+    // SAFETY: as above.
+    let group = unsafe { libc::getgid() };
     let by_user = file.mode() & SETUID != 0 && file.uid() != user;
     let by_group = file.mode() & SETGID != 0 && file.gid() != group;
     by_user || by_group || (user != 0 && has_capabilities(path))
-}
-
-/// The real user and group of this process.
-///
-/// # Safety
-/// None needed: the calls can't fail and touch no memory.
-unsafe fn ids() -> (u32, u32) {
-    // SAFETY: see above.
-    let user = unsafe { libc::getuid() };
-    // SAFETY: see above.
-    (user, unsafe { libc::getgid() })
 }
 
 fn has_capabilities(path: &Path) -> bool {
