@@ -19,6 +19,7 @@
 //! Every access to the shared memory is atomic, and the consumer copies before it looks: what another
 //! process writes at the wrong moment gives a bad record, not undefined behaviour.
 
+use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 use std::cell::UnsafeCell;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -419,12 +420,12 @@ impl Producer {
     /// Allocates nothing and takes no lock. A signal handler that interrupts it may call it too, but
     /// must not fill the ring: the consumer can't pass the record that was interrupted.
     #[inline]
-    pub fn write(&self, head: &[u8], tail: &[u8]) -> bool {
+    pub fn write(&self, head: &[u64], tail: &[u8]) -> bool {
         // Nobody reads any more, so it isn't counted either.
         if self.shared.header().closed.load(Ordering::Relaxed) != 0 {
             return false;
         }
-        let length = head.len() + tail.len();
+        let length = size_of_val(head) + tail.len();
         let slots = slots_for(length);
         let position = if length <= MAX_BYTES { self.claim(slots) } else { None };
         let Some(position) = position else {
@@ -441,7 +442,19 @@ impl Producer {
             next[1..].iter().for_each(|word| word.store(bytes.next(), Ordering::Relaxed));
         }
         first[0].store(position.wrapping_add(1), Ordering::Release);
+        self.prefetch(position.wrapping_add(slots));
         true
+    }
+
+    /// Fetches the slots of the next records, which the consumer's core has, while the program goes on.
+    #[inline]
+    fn prefetch(&self, position: u64) {
+        const SLOTS: u64 = 3;
+        for ahead in 0..SLOTS {
+            let slot = self.shared.slot(position.wrapping_add(ahead));
+            // SAFETY: x86-64 has the instruction, which only hints.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(slot.as_ptr().cast()) };
+        }
     }
 
     #[inline]
@@ -492,26 +505,23 @@ const fn slots_for(bytes: usize) -> u64 {
     1 + bytes.saturating_sub(FIRST_BYTES).div_ceil(NEXT_BYTES) as u64
 }
 
-/// The bytes of a record as words, zeros after its end.
+/// The words of a record, zeros after its end.
 struct Words<'a> {
-    head: &'a [u8],
+    head: &'a [u64],
     tail: &'a [u8],
 }
 
 impl Words<'_> {
     #[inline]
     fn next(&mut self) -> u64 {
-        if let Some((word, rest)) = self.head.split_first_chunk::<8>() {
+        if let Some((word, rest)) = self.head.split_first() {
             self.head = rest;
-            return u64::from_le_bytes(*word);
+            return *word;
         }
         let mut word = [0; 8];
-        for byte in &mut word {
-            let part = if self.head.is_empty() { &mut self.tail } else { &mut self.head };
-            let Some((first, rest)) = part.split_first() else { break };
-            *byte = *first;
-            *part = rest;
-        }
+        let (start, rest) = self.tail.split_at(self.tail.len().min(8));
+        word[..start.len()].copy_from_slice(start);
+        self.tail = rest;
         u64::from_le_bytes(word)
     }
 }
@@ -540,8 +550,10 @@ mod tests {
         let (mut consumer, producer) = ring();
         for length in (0..400).chain([MAX_BYTES - 1, MAX_BYTES]) {
             let bytes: Vec<u8> = (0..length).map(|n| n as u8).collect();
-            let (head, tail) = bytes.split_at(length / 3);
-            assert!(producer.write(head, tail));
+            let (head, tail) = bytes.split_at(length / 3 / 8 * 8);
+            let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+            let words: Vec<u64> = head.chunks(8).map(word).collect();
+            assert!(producer.write(&words, tail));
             assert_eq!(drain(&mut consumer), [bytes]);
         }
         assert_eq!((consumer.torn(), consumer.dropped()), (0, 0));
@@ -550,8 +562,8 @@ mod tests {
     #[test]
     fn a_record_that_is_too_long_is_dropped_and_counted() {
         let (mut consumer, producer) = ring();
-        assert!(!producer.write(&vec![1; MAX_BYTES + 1], b""));
-        assert!(producer.write(b"next", b""));
+        assert!(!producer.write(&[], &vec![1; MAX_BYTES + 1]));
+        assert!(producer.write(&[], b"next"));
         assert_eq!(drain(&mut consumer), [b"next"]);
         assert_eq!(consumer.dropped(), 1);
     }
@@ -567,8 +579,8 @@ mod tests {
                 let producer = &producer;
                 scope.spawn(move || {
                     for count in 0..EACH {
-                        let head = [thread.to_le_bytes(), count.to_le_bytes()].concat();
-                        assert!(producer.write(&head, &vec![0; (count % 150) as usize]));
+                        let head = u64::from(count) << 32 | u64::from(thread);
+                        assert!(producer.write(&[head], &vec![0; (count % 150) as usize]));
                     }
                 });
             }
@@ -591,10 +603,10 @@ mod tests {
     fn a_producer_stops_waiting_when_the_consumer_closes() {
         let (consumer, producer) = ring();
         for _ in 0..SLOTS {
-            assert!(producer.write(b"full", b""));
+            assert!(producer.write(&[], b"full"));
         }
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| producer.write(b"more", b""));
+            let waiting = scope.spawn(|| producer.write(&[], b"more"));
             thread::sleep(Duration::from_millis(20));
             assert!(!waiting.is_finished(), "it waits while the consumer lives");
             consumer.close();
@@ -616,20 +628,20 @@ mod tests {
         });
         let producer = Producer::attach(Path::new(&path.recv().unwrap())).unwrap();
         while producer.shared.header().tail.0.load(Ordering::Relaxed) < SLOTS as u64 {
-            assert!(producer.write(b"full", b""));
+            assert!(producer.write(&[], b"full"));
         }
         assert!(!producer.is_closed());
         drop(stop);
         owner.join().unwrap();
-        assert!(!producer.write(b"more", b""));
+        assert!(!producer.write(&[], b"more"));
     }
 
     #[test]
     fn a_hole_is_passed_when_asked_and_counted() {
         let (mut consumer, producer) = ring();
-        assert!(producer.write(b"before", b""));
+        assert!(producer.write(&[], b"before"));
         producer.claim(3).unwrap();
-        assert!(producer.write(b"after", b""));
+        assert!(producer.write(&[], b"after"));
         assert_eq!(drain(&mut consumer), [b"before".to_vec()]);
         assert!(consumer.is_stalled());
         consumer.skip_torn();
@@ -645,7 +657,7 @@ mod tests {
         let slot = producer.shared.slot(position);
         slot[1].store(u64::MAX, Ordering::Relaxed);
         slot[0].store(position + 1, Ordering::Release);
-        assert!(producer.write(b"good", b""));
+        assert!(producer.write(&[], b"good"));
         assert_eq!(drain(&mut consumer), [b"good".to_vec()]);
         assert_eq!(consumer.torn(), 1);
 

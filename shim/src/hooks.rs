@@ -69,43 +69,54 @@ struct Wanted {
     buffer_type: u8,
 }
 
-const NO_ALLOCATION: (usize, u8) = (usize::MAX, u8::MAX);
+/// A place where this thread knows memory to be taken.
+#[derive(Clone, Copy)]
+struct Place {
+    address: usize,
+    buffer_type: u8,
+    /// The device on which a buffer was made there at a given address; 0 if it was allocated.
+    device: usize,
+}
 
-const NO_PLACEMENT: (usize, u8, usize) = (usize::MAX, u8::MAX, 0);
+const NOWHERE: Place = Place { address: usize::MAX, buffer_type: u8::MAX, device: 0 };
 
-/// What was allocated or placed last on this thread says nothing any more.
-fn forget_latest() {
-    LATEST.set(NO_ALLOCATION);
-    PLACED.set(NO_PLACEMENT);
+/// What this thread is about.
+struct Here {
+    /// The innermost `Buffer::create` under way.
+    creating: Cell<Option<Wanted>>,
+    /// Whether a view is being made.
+    viewing: Cell<bool>,
+    /// The latest allocation, or buffer at a given address that was told.
+    latest: Cell<Place>,
 }
 
 thread_local! {
-    /// The innermost `Buffer::create` under way on this thread.
-    static CREATING: Cell<Option<Wanted>> = const { Cell::new(None) };
-    /// Address and type of this thread's latest allocation.
-    static LATEST: Cell<(usize, u8)> = const { Cell::new(NO_ALLOCATION) };
-    /// Address, type and device of this thread's latest placement that was recorded.
-    static PLACED: Cell<(usize, u8, usize)> = const { Cell::new(NO_PLACEMENT) };
-    /// Whether a view is being made on this thread.
-    static VIEWING: Cell<bool> = const { Cell::new(false) };
+    static HERE: Here = const {
+        Here { creating: Cell::new(None), viewing: Cell::new(false), latest: Cell::new(NOWHERE) }
+    };
 }
 
-/// Sets a thread-local until dropped, also by an exception.
-struct Meanwhile<T: Copy + 'static> {
-    cell: &'static std::thread::LocalKey<Cell<T>>,
+/// Sets a cell until dropped, also by an exception.
+struct Meanwhile<'a, T: Copy> {
+    cell: &'a Cell<T>,
     before: T,
 }
 
-impl<T: Copy> Meanwhile<T> {
-    fn set(cell: &'static std::thread::LocalKey<Cell<T>>, value: T) -> Meanwhile<T> {
+impl<T: Copy> Meanwhile<'_, T> {
+    fn set(cell: &Cell<T>, value: T) -> Meanwhile<'_, T> {
         Meanwhile { cell, before: cell.replace(value) }
     }
 }
 
-impl<T: Copy> Drop for Meanwhile<T> {
+impl<T: Copy> Drop for Meanwhile<'_, T> {
     fn drop(&mut self) {
         self.cell.set(self.before);
     }
+}
+
+/// What was allocated or placed last on this thread says nothing any more.
+fn forget_latest() {
+    HERE.with(|here| here.latest.set(NOWHERE));
 }
 
 /// Writes a record if it is dropped, as it is when an exception passes.
@@ -154,8 +165,8 @@ unsafe fn allocate(
         buffer_type: failed.buffer_type,
         reserved: 0,
     });
-    LATEST.set((address, wanted.buffer_type));
-    PLACED.set(NO_PLACEMENT);
+    let place = Place { address, buffer_type: wanted.buffer_type, device: 0 };
+    HERE.with(|here| here.latest.set(place));
     address
 }
 
@@ -227,8 +238,13 @@ unsafe fn create(
     _sub_device: usize,
 ) -> usize {
     let wanted = Wanted { device, bytes, page_bytes, buffer_type: buffer_type as u8 };
-    let _creating = recorder.map(|_| Meanwhile::set(&CREATING, Some(wanted)));
-    forward()
+    if recorder.is_none() {
+        return forward();
+    }
+    HERE.with(|here| {
+        let _creating = Meanwhile::set(&here.creating, Some(wanted));
+        forward()
+    })
 }
 
 #[expect(clippy::too_many_arguments, reason = "the C++ function has as many")]
@@ -247,29 +263,36 @@ unsafe fn create_at_address(
 ) -> usize {
     let result = forward();
     let Some(recorder) = recorder else { return result };
-    let buffer_type = buffer_type as u8;
-    // The chips' buffers of a mesh's tensor follow its allocation on the same thread and lie in it: the
-    // commonest case by far, and nothing to tell.
-    // Address 0 is no place: it stands for buffers that a graph capture keeps from being allocated.
-    if VIEWING.get() || address == 0 || LATEST.get() == (address, buffer_type) {
+    let place = Place { address, buffer_type: buffer_type as u8, device };
+    if HERE.with(|here| is_known(here, place)) {
         return result;
     }
-    // A mesh's buffer at a given address comes once for each of its chips, and is told once.
-    let (latest_address, latest_type, latest_device) = PLACED.get();
-    if (latest_address, latest_type) == (address, buffer_type) && latest_device != device {
-        return result;
-    }
-    PLACED.set((address, buffer_type, device));
     // SAFETY: the device is alive: a buffer was just made on it.
     unsafe { describe_device(&recorder, device) };
     recorder.write(&record::Placement {
         device: device as u64,
         address: address as u64,
         bytes: bytes as u64,
-        buffer_type: buffer_type.into(),
+        buffer_type: place.buffer_type.into(),
         reserved: 0,
     });
     result
+}
+
+/// Whether there is nothing to tell of a buffer that was made at `place`.
+fn is_known(here: &Here, place: Place) -> bool {
+    let latest = here.latest.get();
+    // The chips' buffers of a mesh's tensor follow its allocation on the same thread and lie in it: the
+    // commonest case by far. A mesh's buffer at a given address comes once for each chip too, and is
+    // told for the first. Address 0 is no place: it stands for buffers that a graph capture keeps from
+    // being allocated.
+    let is_latest = (latest.address, latest.buffer_type) == (place.address, place.buffer_type)
+        && latest.device != place.device;
+    let is_known = is_latest || here.viewing.get() || place.address == 0;
+    if !is_known {
+        here.latest.set(place);
+    }
+    is_known
 }
 
 unsafe fn view(
@@ -279,8 +302,13 @@ unsafe fn view(
     _buffer: usize,
     _region: usize,
 ) -> usize {
-    let _viewing = recorder.map(|_| Meanwhile::set(&VIEWING, true));
-    forward()
+    if recorder.is_none() {
+        return forward();
+    }
+    HERE.with(|here| {
+        let _viewing = Meanwhile::set(&here.viewing, true);
+        forward()
+    })
 }
 
 #[expect(clippy::too_many_arguments, reason = "the C++ function has as many")]
@@ -374,7 +402,7 @@ unsafe fn device_close(
 /// # Safety
 /// `buffer` must point to a live Buffer.
 unsafe fn wanted(recorder: &Recorder, buffer: usize) -> Wanted {
-    if let Some(wanted) = CREATING.get() {
+    if let Some(wanted) = HERE.with(|here| here.creating.get()) {
         return wanted;
     }
     let runtime = recorder.runtime();

@@ -28,6 +28,8 @@ pub struct Runtime {
     pub addresses: [usize; COUNT],
     /// Its era; None where tracking is impossible.
     pub era: Option<Era>,
+    /// The symbols that have their role in its era.
+    used: SymbolSet,
     /// Where its virtual tables have `IDevice::id()` and `IDevice::arch()`, in bytes.
     pub id_slot: usize,
     pub arch_slot: usize,
@@ -45,7 +47,7 @@ impl Runtime {
     /// Whether the symbol at `index` has its role in this runtime's era.
     #[inline]
     pub fn uses(&self, index: usize) -> bool {
-        self.era.is_some_and(|era| SYMBOLS[index].eras.contains(era))
+        self.used.contains(index)
     }
 
     /// Whether it defines a symbol of `role` that its era uses.
@@ -68,6 +70,13 @@ impl Runtime {
             Some((slot(table, function("mesh_id")?)?, slot(table, function("mesh_arch")?)?))
         });
         let era = Era::of(&present).filter(|&era| present.missing(era).next().is_none());
+        let era = era.filter(|_| slots.is_some());
+        let mut used = SymbolSet::default();
+        for (index, symbol) in SYMBOLS.iter().enumerate() {
+            if era.is_some_and(|era| symbol.eras.contains(era)) {
+                used.insert(index);
+            }
+        }
         let (id_slot, arch_slot) = slots.unwrap_or_default();
         // Not what dlsym finds: a library that is loaded with RTLD_LOCAL may bring its own.
         let delete = ["_ZdlPvm", "_ZdlPv"].into_iter().find_map(|name| object.bound(name));
@@ -76,7 +85,8 @@ impl Runtime {
             build_id: object.build_id().map(<[u8]>::to_vec),
             present,
             addresses,
-            era: era.filter(|_| slots.is_some()),
+            era,
+            used,
             id_slot,
             arch_slot,
             operator_delete: delete.unwrap_or(0),

@@ -134,14 +134,16 @@ impl Recorder {
     #[inline]
     pub fn write_with_tail<B: Body>(&self, body: &B, tail: &[u8]) {
         let head = Head { kind: B::KIND as u32, process: self.process, time_ns: now_ns() };
-        // Head and body are copied together, so that the ring sees one slice of whole words.
-        let mut bytes = [0; 128];
+        const WORDS: usize = 16;
+        const { assert!((size_of::<Head>() + size_of::<B>()).is_multiple_of(size_of::<u64>())) };
+        const { assert!(size_of::<Head>() + size_of::<B>() <= WORDS * size_of::<u64>()) };
+        let mut words = [0_u64; WORDS];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
         let (start, rest) = bytes.split_at_mut(size_of::<Head>());
         start.copy_from_slice(bytemuck::bytes_of(&head));
         rest[..size_of::<B>()].copy_from_slice(bytemuck::bytes_of(body));
-        if !self.session.producer.write(&bytes[..size_of::<Head>() + size_of::<B>()], tail)
-            && self.session.producer.is_closed()
-        {
+        let words = &words[..(size_of::<Head>() + size_of::<B>()) / size_of::<u64>()];
+        if !self.session.producer.write(words, tail) && self.session.producer.is_closed() {
             STATE.store(OFF, Ordering::Release);
         }
     }

@@ -150,6 +150,7 @@ impl SymbolSet {
     }
 
     /// Whether the symbol at `index` is in the set.
+    #[inline]
     pub fn contains(&self, index: usize) -> bool {
         self.0.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
     }

@@ -1,6 +1,7 @@
 //! The real runtime in tests: releases of ttnn on mock chips.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -34,29 +35,33 @@ pub fn runtime(release: &str) -> Runtime {
     }
 }
 
-/// Runs a Python program on mock chips under `ttalloc-run`, in a new folder and with a /dev/shm of its
-/// own where the system allows that: the runtime keeps its counters there, and never removes them.
+/// Runs a Python program on mock chips under `ttalloc-run`, in a new folder.
 pub fn run_python(
     runtime: &Runtime,
     cluster: Cluster,
     arguments: &[&OsStr],
     prepare: impl FnOnce(&mut Command),
 ) -> Run {
-    const WITH_OWN_SHM: &str = "mount -t tmpfs tmpfs /dev/shm && exec \"$@\"";
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let mut command = if has_namespaces() {
-        let mut command = Command::new("unshare");
-        command.args(["-Urm", "sh", "-c", WITH_OWN_SHM, "sh"]).arg(&programs().run);
-        command
-    } else {
-        Command::new(&programs().run)
-    };
+    let mut command = with_own_shm(&programs().run);
     command.arg(&runtime.python).args(arguments).stdin(Stdio::null());
     set_up(&mut command, runtime, cluster, folder.path()).expect("the descriptor can be written");
     prepare(&mut command);
     let output = command.output().expect("ttalloc-run starts");
     let report = std::fs::read(folder.path().join("ttalloc-report.json")).ok();
     Run { output, report: report.map(|json| read_report(&json)), folder }
+}
+
+/// A command that runs `program` with a /dev/shm of its own, where the system allows that: the runtime
+/// keeps its counters there, never removes them, and gets slower with every process in them.
+pub fn with_own_shm(program: &Path) -> Command {
+    const WITH_OWN_SHM: &str = "mount -t tmpfs tmpfs /dev/shm && exec \"$@\"";
+    if !has_namespaces() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("unshare");
+    command.args(["-Urm", "sh", "-c", WITH_OWN_SHM, "sh"]).arg(program);
+    command
 }
 
 fn has_namespaces() -> bool {
