@@ -33,7 +33,10 @@ pub enum ShimError {
         why: std::io::Error,
     },
     /// It is another version's.
-    #[error("{path} is {found}, but this launcher needs \"{needed}\"; install both from one build", needed = stamp())]
+    #[error(
+        "{path} is {found}, but this launcher needs \"{needed}\"; install both from one build",
+        needed = stamp()
+    )]
     Foreign {
         /// The file.
         path: PathBuf,

@@ -85,6 +85,9 @@ fn check_file(path: &Path, depth: u32) -> Result<(), ProgramError> {
         Kind::Static => fail(
             "it is statically linked, so LD_PRELOAD has no effect; link it dynamically, tt-metal too",
         ),
+        Kind::OtherLibc => fail(
+            "it isn't linked with glibc, which the preload library is; link it with glibc, as tt-metal is",
+        ),
         Kind::Foreign => fail("it isn't an x86-64 program, and tt-metal programs are"),
     }
 }
@@ -103,9 +106,13 @@ fn interpreter(start: &[u8]) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(word)))
 }
 
+/// What the dynamic linker of glibc for x86-64 is called, in whatever folder.
+const GLIBC_LINKER: &[u8] = b"ld-linux-x86-64.so";
+
 enum Kind {
     Dynamic,
     Static,
+    OtherLibc,
     Foreign,
     NotElf,
 }
@@ -124,13 +131,15 @@ fn kind(start: &[u8]) -> Kind {
             return None;
         }
         let headers = header.program_headers(endian, start).ok()?;
-        Some(headers.iter().any(|header| header.p_type(endian) == PT_INTERP))
+        let Some(header) = headers.iter().find(|header| header.p_type(endian) == PT_INTERP) else {
+            return Some(Kind::Static);
+        };
+        // Where the name lies beyond what was read, running it will tell.
+        let linker = header.interpreter(endian, start).ok().flatten().unwrap_or(GLIBC_LINKER);
+        let is_glibc = linker.windows(GLIBC_LINKER.len()).any(|part| part == GLIBC_LINKER);
+        Some(if is_glibc { Kind::Dynamic } else { Kind::OtherLibc })
     };
-    match parsed() {
-        Some(true) => Kind::Dynamic,
-        Some(false) => Kind::Static,
-        None => Kind::Foreign,
-    }
+    parsed().unwrap_or(Kind::Foreign)
 }
 
 /// Whether the kernel would start it in secure mode for this user (ld.so(8), secure-execution mode).
@@ -192,6 +201,15 @@ mod tests {
         elf[16] = 2;
         elf[18] = 62;
         assert!(message(&write("static", &elf)).contains("statically linked"));
+        // A program header of type PT_INTERP, behind it the name.
+        let mut musl = elf.clone();
+        (musl[32], musl[54], musl[56]) = (64, 56, 1);
+        let name = b"/lib/ld-musl-x86_64.so.1\0";
+        let mut interp = vec![0; 56];
+        (interp[0], interp[8], interp[32]) = (3, 120, name.len() as u8);
+        musl.extend(interp);
+        musl.extend(name);
+        assert!(message(&write("musl", &musl)).contains("glibc"));
         elf[18] = 183;
         assert!(message(&write("arm", &elf)).contains("x86-64"));
         elf[4] = 1;
