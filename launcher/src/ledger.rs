@@ -144,6 +144,8 @@ pub struct Chip {
     open: BTreeSet<u64>,
     /// Whether it was reopened since `live_at_close` was taken.
     reopened: bool,
+    /// How many devices over it have closed.
+    closes: u64,
 }
 
 impl Chip {
@@ -246,13 +248,22 @@ struct Device {
     id: i32,
     is_mesh: bool,
     chips: Vec<i32>,
-    /// Once it is closed: what its chips were before, in case the close fails after all.
-    closed: Option<Vec<BeforeClose>>,
+    /// Once it is closed: what that changed, in case the close fails after all.
+    closed: Option<Closing>,
 }
 
-/// What closing a device changes of one of its chips.
+/// What closing a device changes.
+#[derive(Debug)]
+struct Closing {
+    /// What was still allocated on each of its chips.
+    left: [Totals; TYPES],
+    /// What each of its chips was before.
+    before: Vec<BeforeClose>,
+}
+
 #[derive(Debug)]
 struct BeforeClose {
+    closes: u64,
     reopened: bool,
     live_at_close: [Option<Totals>; TYPES],
 }
@@ -583,7 +594,8 @@ impl Entry<'_> {
             chip.open.remove(&address);
             let reopened = std::mem::take(&mut chip.reopened);
             let live_at_close = chip.memory.each_ref().map(|memory| memory.live_at_close);
-            before.push(BeforeClose { reopened, live_at_close });
+            before.push(BeforeClose { closes: chip.closes, reopened, live_at_close });
+            chip.closes += 1;
             for (memory, left) in chip.memory.iter_mut().zip(left) {
                 let at_close = memory.live_at_close.get_or_insert_default();
                 if reopened {
@@ -592,19 +604,27 @@ impl Entry<'_> {
                 at_close.add(left);
             }
         }
-        device.closed = Some(before);
+        device.closed = Some(Closing { left, before });
     }
 
     /// The close ended in an exception: the device is open as before.
     fn close_failed(&mut self, address: u64) {
         let Some(device) = self.process.devices.get_mut(&address) else { return };
-        let Some(before) = device.closed.take() else { return };
-        for (id, before) in device.chips.iter().zip(before) {
+        let Some(closing) = device.closed.take() else { return };
+        for (id, before) in device.chips.iter().zip(closing.before) {
             let chip = self.process.chips.entry(*id).or_default();
             chip.open.insert(address);
-            chip.reopened = before.reopened;
-            for (memory, live_at_close) in chip.memory.iter_mut().zip(before.live_at_close) {
-                memory.live_at_close = live_at_close;
+            if chip.closes == before.closes + 1 {
+                chip.closes = before.closes;
+                chip.reopened = before.reopened;
+                for (memory, live_at_close) in chip.memory.iter_mut().zip(before.live_at_close) {
+                    memory.live_at_close = live_at_close;
+                }
+                continue;
+            }
+            // Another device over the chip has closed since, and that stands.
+            for (memory, left) in chip.memory.iter_mut().zip(closing.left) {
+                memory.live_at_close.get_or_insert_default().subtract(left);
             }
         }
     }
@@ -844,6 +864,21 @@ mod tests {
         story.allocate(ALLOCATOR, 2, 0, 32, 32);
         story.close(MESH);
         assert_eq!(story.dram(0).live_at_close.unwrap().buffers, 2);
+    }
+
+    #[test]
+    fn a_close_within_one_that_fails_stands() {
+        const SUBMESH: u64 = 0x3000;
+        const ITS_ALLOCATOR: u64 = 0x4000;
+        let mut story = Story::with_mesh(1);
+        story.mesh(SUBMESH, 1, &[0]);
+        story.allocator(ITS_ALLOCATOR, SUBMESH);
+        story.allocate(ALLOCATOR, 1, 0, 0, 32);
+        story.allocate(ITS_ALLOCATOR, 2, 0, 0, 64);
+        story.close(MESH);
+        story.close(SUBMESH);
+        story.tell(&record::Close { device: MESH, failed: 1 }, b"");
+        assert_eq!(story.dram(0).live_at_close.unwrap().bytes_per_bank, 64);
     }
 
     #[test]

@@ -19,7 +19,6 @@
 //! Every access to the shared memory is atomic, and the consumer copies before it looks: what another
 //! process writes at the wrong moment gives a bad record, not undefined behaviour.
 
-use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 use std::cell::UnsafeCell;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -252,6 +251,16 @@ impl Consumer {
         }
     }
 
+    /// Whether producers have to wait for room.
+    pub fn is_full(&self) -> bool {
+        self.claimed() + slots_for(MAX_BYTES) > self.shared.slots
+    }
+
+    /// Leaves what was not read, and counts it as torn.
+    pub fn abandon(&mut self) {
+        self.torn += u64::from(self.claimed() > 0);
+    }
+
     /// Tells producers to stop. Records that were begun before may still come.
     pub fn close(&self) {
         self.shared.header().closed.store(1, Ordering::Release);
@@ -398,6 +407,11 @@ impl Producer {
         process
     }
 
+    /// Counts records that could not even be tried to write.
+    pub fn count_dropped(&self, records: u64) {
+        self.shared.header().dropped.fetch_add(records, Ordering::Relaxed);
+    }
+
     /// Counts a call of the hook of `symbol`.
     #[inline]
     pub fn count_call(&self, process: u32, symbol: usize) {
@@ -414,8 +428,8 @@ impl Producer {
     }
 
     /// Writes one record of `head` and `tail`, [`MAX_BYTES`] together at the most. Waits while the ring
-    /// is full; returns whether it was written, which fails only when the consumer is gone or the
-    /// record is too long, and then counts it as dropped.
+    /// is full; returns whether it was written. It isn't when the record is too long, or the consumer
+    /// is gone: both are counted as dropped, but for records that are begun after it closed.
     ///
     /// Allocates nothing and takes no lock. A signal handler that interrupts it may call it too, but
     /// must not fill the ring: the consumer can't pass the record that was interrupted.
@@ -442,19 +456,7 @@ impl Producer {
             next[1..].iter().for_each(|word| word.store(bytes.next(), Ordering::Relaxed));
         }
         first[0].store(position.wrapping_add(1), Ordering::Release);
-        self.prefetch(position.wrapping_add(slots));
         true
-    }
-
-    /// Fetches the slots of the next records, which the consumer's core has, while the program goes on.
-    #[inline]
-    fn prefetch(&self, position: u64) {
-        const SLOTS: u64 = 3;
-        for ahead in 0..SLOTS {
-            let slot = self.shared.slot(position.wrapping_add(ahead));
-            // SAFETY: x86-64 has the instruction, which only hints.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(slot.as_ptr().cast()) };
-        }
     }
 
     #[inline]

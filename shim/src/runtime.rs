@@ -1,6 +1,6 @@
 //! The tt-metal runtime that this process has loaded: where its functions are, and which era it is of.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use ttalloc_ring::errno::KeepErrno;
@@ -11,6 +11,9 @@ use crate::elf::{self, Object, Symbols};
 /// Bytes of a virtual table before its first function, where objects point (Itanium C++ ABI, 2.5.2).
 pub const VTABLE_HEAD: usize = 16;
 
+/// A record's room for a build id, in bytes; those of SHA-1 have 20.
+pub const MOST_BUILD_ID: usize = 28;
+
 /// The address of the real function behind each hook, by the catalogue's index; 0 until looked for.
 static ORIGINALS: [AtomicUsize; COUNT] = [const { AtomicUsize::new(0) }; COUNT];
 /// The runtime. It is there before any original is.
@@ -18,10 +21,10 @@ static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
 
 /// A runtime, as found in this process.
 pub struct Runtime {
-    /// The library that defines it.
-    pub path: CString,
-    /// Its build id.
-    pub build_id: Option<Vec<u8>>,
+    /// The library that defines it: its path, ended by a zero byte.
+    path: [u8; libc::PATH_MAX as usize],
+    /// Its build id, as far as it fits, and the length of that.
+    build_id: ([u8; MOST_BUILD_ID], usize),
     /// What it defines of the catalogue.
     pub present: SymbolSet,
     /// Where, by the catalogue's index; 0 for what it doesn't define.
@@ -38,6 +41,16 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    /// The library that defines it.
+    pub fn path(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.path).unwrap_or_default()
+    }
+
+    /// Its build id; empty if it has none.
+    pub fn build_id(&self) -> &[u8] {
+        &self.build_id.0[..self.build_id.1]
+    }
+
     /// The runtime that this process called first; None before it called any.
     pub fn get() -> Option<&'static Runtime> {
         // SAFETY: either null or a leaked box, published with release ordering and never changed.
@@ -55,7 +68,7 @@ impl Runtime {
         self.present.iter().any(|(index, symbol)| symbol.role == role && self.uses(index))
     }
 
-    /// The runtime that `object` is.
+    /// The runtime that `object` is. Allocates nothing, since it runs under the dynamic linker's lock.
     fn of(object: &Object, symbols: &Symbols) -> Runtime {
         let mut present = SymbolSet::default();
         let mut addresses = [0; COUNT];
@@ -80,9 +93,17 @@ impl Runtime {
         let (id_slot, arch_slot) = slots.unwrap_or_default();
         // Not what dlsym finds: a library that is loaded with RTLD_LOCAL may bring its own.
         let delete = ["_ZdlPvm", "_ZdlPv"].into_iter().find_map(|name| object.bound(name));
+        let mut path = [0; libc::PATH_MAX as usize];
+        let its = object.path.to_bytes();
+        let length = its.len().min(path.len() - 1);
+        path[..length].copy_from_slice(&its[..length]);
+        let mut build_id = [0; MOST_BUILD_ID];
+        let its = object.build_id().unwrap_or_default();
+        let length = its.len().min(build_id.len());
+        build_id[..length].copy_from_slice(&its[..length]);
         Runtime {
-            path: object.path.to_owned(),
-            build_id: object.build_id().map(<[u8]>::to_vec),
+            path,
+            build_id: (build_id, length),
             present,
             addresses,
             era,
@@ -101,7 +122,7 @@ fn of_role(role: &str) -> Option<&'static str> {
 
 /// Where a virtual table, given with its size, has `function`: in bytes after its first function.
 fn slot((table, size): (usize, usize), function: usize) -> Option<usize> {
-    (VTABLE_HEAD..size)
+    (VTABLE_HEAD..size.saturating_sub(size_of::<usize>() - 1))
         .step_by(size_of::<usize>())
         // SAFETY: inside the table, which is data of a loaded library.
         .find(|at| unsafe { elf::read::<usize>(table + at) } == function)
@@ -120,9 +141,9 @@ pub fn original(index: usize) -> usize {
 /// Finds the real functions behind all hooks, and the runtime. Threads may do so at once: they find the
 /// same.
 ///
-/// Behind a hook is what the program would have called without this library: the first definition in
-/// the order of loading, which may be that of another preloaded library. The facts come from the
-/// runtime itself.
+/// Behind a hook is what the program would have called without this library: the first definition
+/// after this library's in the order of loading, which may be that of another preloaded library. (One
+/// before this library has called us itself.) The facts come from the runtime.
 #[cold]
 fn locate(index: usize) -> usize {
     let _errno = KeepErrno::new();
@@ -130,16 +151,22 @@ fn locate(index: usize) -> usize {
     let vtable = of_role("mesh_vtable").unwrap_or_default();
     let mut originals = [0; COUNT];
     let (mut runtime, mut definer) = (None, None);
+    let mut is_behind = false;
     elf::find(|object| {
-        let symbols = object.symbols().filter(|_| !object.contains(here))?;
+        if object.contains(here) {
+            is_behind = true;
+            return None;
+        }
+        let symbols = object.symbols()?;
         for (symbol, original) in SYMBOLS.iter().zip(&mut originals) {
-            if *original == 0 && symbol.usage == Use::Hook {
+            if is_behind && *original == 0 && symbol.usage == Use::Hook {
                 *original = symbols.find(symbol.name).map_or(0, |(address, _)| address);
             }
         }
+        let defines_it = || is_behind && symbols.find(SYMBOLS[index].name).is_some();
         if runtime.is_none() && symbols.find(vtable).is_some() {
             runtime = Some(Runtime::of(object, &symbols));
-        } else if definer.is_none() && symbols.find(SYMBOLS[index].name).is_some() {
+        } else if definer.is_none() && defines_it() {
             definer = Some(Runtime::of(object, &symbols));
         }
         None::<()>
@@ -148,7 +175,7 @@ fn locate(index: usize) -> usize {
         undefined(SYMBOLS[index].name);
     }
     for found in [&runtime, &definer].into_iter().flatten() {
-        keep_loaded(&found.path);
+        keep_loaded(found.path());
     }
     if let Some(runtime) = runtime.or(definer) {
         publish(runtime);

@@ -6,7 +6,7 @@
 use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ttalloc_ring::clock::now_ns;
 use ttalloc_ring::errno::KeepErrno;
@@ -14,7 +14,7 @@ use ttalloc_ring::record::{self, Body, Head};
 use ttalloc_ring::ring::{AttachError, Producer};
 use ttalloc_ring::{RING_VARIABLE, record::MAX_BYTES};
 
-use crate::runtime::Runtime;
+use crate::runtime::{MOST_BUILD_ID, Runtime};
 
 /// The ring's path, copied when this library is loaded: the program may change its environment.
 static RING_PATH: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
@@ -24,6 +24,8 @@ const ON: u8 = 1;
 const OFF: u8 = 2;
 static STATE: AtomicU8 = AtomicU8::new(NEW);
 static SESSION: AtomicPtr<Session> = AtomicPtr::new(std::ptr::null_mut());
+/// Calls that could not be recorded, because the ring could not be reached yet.
+static MISSED: AtomicU64 = AtomicU64::new(0);
 /// Whether this process or one that it was forked from was announced.
 static ANNOUNCED: AtomicU8 = AtomicU8::new(0);
 
@@ -173,7 +175,10 @@ fn start() -> bool {
     let session = match attach() {
         Ok(producer) => per_process().map(|own| Session { producer, runtime, own }),
         // The program may have descriptors or memory to spare at the next call.
-        Err(AttachError::Io(why)) if is_passing(&why) => return false,
+        Err(AttachError::Io(why)) if is_passing(&why) => {
+            MISSED.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
         Err(_) => None,
     };
     let Some(session) = session else {
@@ -213,6 +218,14 @@ fn is_passing(why: &std::io::Error) -> bool {
     matches!(why.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
 }
 
+/// This process's pid as /proc has it, through which the ring was found: the launcher's view, also from
+/// another pid namespace.
+fn visible_pid() -> u32 {
+    let own = std::fs::read_link("/proc/self").ok();
+    let pid = own.and_then(|path| path.to_str()?.parse().ok());
+    pid.unwrap_or_else(std::process::id)
+}
+
 /// Maps the page of [`PerProcess`].
 fn per_process() -> Option<&'static PerProcess> {
     const BYTES: usize = 4096;
@@ -239,12 +252,14 @@ fn per_process() -> Option<&'static PerProcess> {
 #[cold]
 fn announce(session: &'static Session) -> u32 {
     let _errno = KeepErrno::new();
-    let process = session.producer.new_process(std::process::id());
+    let pid = visible_pid();
+    let process = session.producer.new_process(pid);
     let number = &session.own.number;
     match number.compare_exchange(0, process + 1, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
         Err(other) => return other - 1,
     }
+    session.producer.count_dropped(MISSED.swap(0, Ordering::Relaxed));
     let forked = ANNOUNCED.swap(1, Ordering::Relaxed);
     let recorder = Recorder { session, process };
     let room = MAX_BYTES - size_of::<Head>() - size_of::<record::Process>();
@@ -260,7 +275,7 @@ fn announce(session: &'static Session) -> u32 {
         }
     }
     let body = record::Process {
-        pid: std::process::id(),
+        pid,
         parent_pid: std::os::unix::process::parent_id(),
         forked: forked.into(),
         argv_cut: cut.into(),
@@ -268,18 +283,17 @@ fn announce(session: &'static Session) -> u32 {
     recorder.write_with_tail(&body, &argv);
 
     let runtime = session.runtime;
-    let mut build_id = [0; 28];
-    let id = runtime.build_id.as_deref().unwrap_or_default();
-    let len = id.len().min(build_id.len());
-    build_id[..len].copy_from_slice(&id[..len]);
+    let mut build_id = [0; MOST_BUILD_ID];
+    let id = runtime.build_id();
+    build_id[..id.len()].copy_from_slice(id);
     let body = record::Runtime {
         present: runtime.present.0,
         build_id,
-        build_id_len: len as u32,
+        build_id_len: id.len() as u32,
         era: record::era_number(runtime.era),
         reserved: 0,
     };
-    let path = runtime.path.to_bytes();
+    let path = runtime.path().to_bytes();
     recorder.write_with_tail(&body, &path[..path.len().min(MAX_BYTES / 2)]);
     process
 }

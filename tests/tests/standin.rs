@@ -16,7 +16,7 @@ use serde_json::Value;
 use ttalloc::report::{Exit, Process, Report};
 use ttalloc_symbols::{Era, SYMBOLS, Symbol};
 use ttalloc_tests::standin::{Compiler, Standin};
-use ttalloc_tests::{Run, programs, run};
+use ttalloc_tests::{Run, programs, read_report, run};
 
 type Case = fn(&Compiler, Era);
 
@@ -34,6 +34,7 @@ const CASES: &[(&str, Case)] = &[
     ("symbol_missing", symbol_missing),
     ("other_hash_table", other_hash_table),
     ("other_interposer", other_interposer),
+    ("nested", nested),
     ("endless", endless),
 ];
 
@@ -236,6 +237,34 @@ fn other_interposer(compiler: &Compiler, era: Era) {
     });
     assert!(run.stderr().contains("3 calls"), "{}", run.describe());
     assert_eq!(whole(&run, era).devices[0].memory[0].allocations, 3);
+    // So does one that the program puts before ours.
+    let script =
+        format!("exec env LD_PRELOAD={}:$LD_PRELOAD {}", library.display(), program.display());
+    let run = ttalloc_tests::run(Path::new("sh"), |command| {
+        command.args(["-c", &script]);
+    });
+    assert!(run.stderr().contains("3 calls"), "{}", run.describe());
+    assert_eq!(whole(&run, era).devices[0].memory[0].allocations, 3);
+}
+
+/// A launcher within a launcher: the inner one reports, whichever copies of the library they have.
+fn nested(compiler: &Compiler, era: Era) {
+    let program = standin(compiler, era, &[]).program("matmul_multicore_reuse");
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("libttalloc_shim.so");
+    std::fs::copy(&programs().shim, &copy).unwrap();
+    let inner = folder.path().join("inner.json");
+    let output = Command::new(&programs().run)
+        .env("TTALLOC_SHIM", &copy)
+        .args(["--no-report", "env", "--unset=TTALLOC_SHIM"])
+        .arg(&programs().run)
+        .args(["--report".as_ref(), inner.as_os_str(), program.as_os_str()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = read_report(&std::fs::read(inner).unwrap());
+    assert!(report.integrity.complete);
+    assert_eq!(report.devices[0].memory[0].allocations, 3);
 }
 
 /// The launcher ends with the program, whatever a process that was left behind goes on writing.

@@ -8,6 +8,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -32,8 +33,8 @@ const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
 const IDLE: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(10)];
 /// How long a record may stay half-written before its writer's life is looked into.
 const STALL: Duration = Duration::from_millis(500);
-/// How long to read on after the program's end.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long to wait for what can only be an error.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Records taken at a time, before signals and the program's end are looked for again.
 const BATCH: usize = 1 << 16;
 
@@ -134,6 +135,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         why,
         advice: "look whether something else reaps this session's processes",
     })?;
+    let duration_ns = now_ns().saturating_sub(started_ns);
     let still_running = session.finish(pid);
 
     let Session { ring, ledger, .. } = session;
@@ -141,7 +143,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         command: options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         started,
         started_ns,
-        duration_ns: now_ns().saturating_sub(started_ns),
+        duration_ns,
         pid,
         exit: exit(status),
         dropped: ring.dropped(),
@@ -167,12 +169,18 @@ fn to_json(report: &Report) -> io::Result<Vec<u8>> {
     Ok(json)
 }
 
-/// Our library before whatever the user preloads.
+/// Our library before whatever the user preloads, but for another copy of it, which a launcher around
+/// this one has put there.
 fn preload(library: &Path) -> OsString {
+    let others = env::var_os(PRELOAD_VARIABLE).unwrap_or_default();
+    let is_ours = |path: &&[u8]| path.ends_with(shim::FILE_NAME.as_bytes());
     let mut value = library.as_os_str().to_owned();
-    if let Some(others) = env::var_os(PRELOAD_VARIABLE).filter(|others| !others.is_empty()) {
-        value.push(":");
-        value.push(others);
+    // ld.so(8) splits at both.
+    for other in others.as_bytes().split(|byte| matches!(byte, b':' | b' ')) {
+        if !other.is_empty() && !is_ours(&other) {
+            value.push(":");
+            value.push(OsStr::from_bytes(other));
+        }
     }
     value
 }
@@ -213,7 +221,10 @@ impl Session {
         while self.drain() > 0 || self.ring.is_stalled() {
             match closed.elapsed() {
                 // A writer that doesn't stop is none of ours.
-                time if time > PATIENCE => break,
+                time if time > PATIENCE => {
+                    self.ring.abandon();
+                    break;
+                }
                 time if time > STALL => self.ring.skip_torn(),
                 _ if self.ring.is_stalled() => thread::sleep(IDLE[0]),
                 _ => {}
@@ -231,15 +242,16 @@ impl Session {
         self.ring.drain(BATCH, |record| ledger.enter(record))
     }
 
-    /// Passes a record that has been half-written for long, if some process that could have been its
-    /// writer is dead.
+    /// Passes a record that has been half-written for long, once the ring is full behind it: until then
+    /// it costs nothing to wait for its writer. That is dead if any process is, as far as can be told; a
+    /// thread that an exec has ended leaves no such trace, and no writer needs as long as [`PATIENCE`].
     fn pass_torn(&mut self) {
-        if !self.ring.is_stalled() {
+        if !self.ring.is_stalled() || !self.ring.is_full() {
             self.stalled = None;
             return;
         }
-        let since = *self.stalled.get_or_insert_with(Instant::now);
-        if since.elapsed() > STALL && self.ring.pids().any(|pid| !is_alive(pid)) {
+        let time = self.stalled.get_or_insert_with(Instant::now).elapsed();
+        if time > PATIENCE || time > STALL && self.ring.pids().any(|pid| !is_alive(pid)) {
             self.ring.skip_torn();
             self.stalled = None;
         }

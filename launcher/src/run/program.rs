@@ -64,14 +64,10 @@ fn check_file(path: &Path, depth: u32) -> Result<(), ProgramError> {
     // Linux follows at most four interpreters (BINPRM recursion, fs/exec.c).
     const MOST_INTERPRETERS: u32 = 5;
     let fail = |why| Err(ProgramError::Untrackable { path: path.to_owned(), why });
-    if raises_privileges(path) {
-        return fail(
-            "it runs with other rights than yours (setuid, setgid or capabilities), where LD_PRELOAD has no effect; run ttalloc-run inside it, as in: sudo ttalloc-run PROGRAM",
-        );
-    }
-    // Where a file can be run but not read, running it will tell.
-    let Ok(start) = read_start(path) else { return Ok(()) };
-    if let Some(interpreter) = interpreter(&start).filter(|_| depth < MOST_INTERPRETERS) {
+    let start = read_start(path).ok();
+    let interpreter = start.as_deref().and_then(interpreter);
+    if let Some(interpreter) = interpreter.filter(|_| depth < MOST_INTERPRETERS) {
+        // A script has its interpreter's rights, whatever its own mode says (execve(2)).
         return match interpreter.canonicalize() {
             Ok(interpreter) => check_file(&interpreter, depth + 1),
             Err(_) => {
@@ -79,6 +75,17 @@ fn check_file(path: &Path, depth: u32) -> Result<(), ProgramError> {
                 Err(ProgramError::Unrunnable(path.display().to_string(), why))
             }
         };
+    }
+    if raises_privileges(path) {
+        return fail(
+            "it runs with other rights than yours (setuid, setgid or capabilities), where LD_PRELOAD has no effect; run ttalloc-run inside it, as in: sudo ttalloc-run PROGRAM",
+        );
+    }
+    // Where a file can be run but not read, running it will tell.
+    let Some(start) = start else { return Ok(()) };
+    if path.file_name().is_some_and(|name| is_glibc_linker(name.as_bytes())) {
+        // The dynamic linker itself, with the program as its argument.
+        return Ok(());
     }
     match kind(&start) {
         Kind::Dynamic | Kind::NotElf => Ok(()),
@@ -106,8 +113,11 @@ fn interpreter(start: &[u8]) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(word)))
 }
 
-/// What the dynamic linker of glibc for x86-64 is called, in whatever folder.
-const GLIBC_LINKER: &[u8] = b"ld-linux-x86-64.so";
+/// Whether that is what the dynamic linker of glibc for x86-64 is called: by its own name, or as the
+/// Linux Standard Base has it.
+fn is_glibc_linker(name: &[u8]) -> bool {
+    [&b"ld-linux-x86-64.so"[..], b"ld-lsb-x86-64.so"].iter().any(|known| name.starts_with(known))
+}
 
 enum Kind {
     Dynamic,
@@ -135,8 +145,9 @@ fn kind(start: &[u8]) -> Kind {
             return Some(Kind::Static);
         };
         // Where the name lies beyond what was read, running it will tell.
-        let linker = header.interpreter(endian, start).ok().flatten().unwrap_or(GLIBC_LINKER);
-        let is_glibc = linker.windows(GLIBC_LINKER.len()).any(|part| part == GLIBC_LINKER);
+        let linker = header.interpreter(endian, start).ok().flatten();
+        let name = linker.and_then(|path| path.rsplit(|&byte| byte == b'/').next());
+        let is_glibc = name.is_none_or(is_glibc_linker);
         Some(if is_glibc { Kind::Dynamic } else { Kind::OtherLibc })
     };
     parsed().unwrap_or(Kind::Foreign)
