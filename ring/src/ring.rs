@@ -407,6 +407,13 @@ impl Producer {
         process
     }
 
+    /// Gives back a number that no record was written with.
+    pub fn forget_process(&self, process: u32) {
+        if let Some(place) = self.shared.header().pids.get(process as usize) {
+            place.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Counts records that could not even be tried to write.
     pub fn count_dropped(&self, records: u64) {
         self.shared.header().dropped.fetch_add(records, Ordering::Relaxed);
@@ -693,5 +700,7 @@ mod tests {
         assert_eq!(consumer.calls(second).unwrap()[3], 2);
         assert_eq!(consumer.calls(KNOWN_PROCESSES as u32), None);
         assert!(consumer.pids().eq([11, 12]));
+        producer.forget_process(first);
+        assert!(consumer.pids().eq([12]));
     }
 }

@@ -257,7 +257,10 @@ fn announce(session: &'static Session) -> u32 {
     let number = &session.own.number;
     match number.compare_exchange(0, process + 1, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
-        Err(other) => return other - 1,
+        Err(other) => {
+            session.producer.forget_process(process);
+            return other - 1;
+        }
     }
     session.producer.count_dropped(MISSED.swap(0, Ordering::Relaxed));
     let forked = ANNOUNCED.swap(1, Ordering::Relaxed);

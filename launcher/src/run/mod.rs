@@ -243,18 +243,27 @@ impl Session {
     }
 
     /// Passes a record that has been half-written for long, once the ring is full behind it: until then
-    /// it costs nothing to wait for its writer. That is dead if any process is, as far as can be told; a
-    /// thread that an exec has ended leaves no such trace, and no writer needs as long as [`PATIENCE`].
+    /// it costs nothing to wait for its writer. As far as can be told, the writer is dead if any process
+    /// is, or if one has called exec, which ends its threads; and no writer needs [`PATIENCE`].
     fn pass_torn(&mut self) {
         if !self.ring.is_stalled() || !self.ring.is_full() {
             self.stalled = None;
             return;
         }
         let time = self.stalled.get_or_insert_with(Instant::now).elapsed();
-        if time > PATIENCE || time > STALL && self.ring.pids().any(|pid| !is_alive(pid)) {
+        if time > PATIENCE || time > STALL && self.has_lost_writers() {
             self.ring.skip_torn();
             self.stalled = None;
         }
+    }
+
+    /// Whether some process has ended since it came to the ring, or its program has, by exec.
+    fn has_lost_writers(&self) -> bool {
+        let mut pids: Vec<_> = self.ring.pids().collect();
+        let count = pids.len();
+        pids.sort_unstable();
+        pids.dedup();
+        pids.len() < count || pids.into_iter().any(|pid| !is_alive(pid))
     }
 }
 
