@@ -55,9 +55,9 @@ pub enum Exit {
 pub struct Integrity {
     /// Records read.
     pub events: u64,
-    /// Records that the program could not deliver.
+    /// Calls that the program could not record.
     pub dropped: u64,
-    /// Records that were begun and never finished, since their writer died.
+    /// Records that were begun and never finished, since their writer died or called exec.
     pub torn: u64,
     /// Records that made no sense.
     pub bad_records: u64,
