@@ -29,8 +29,10 @@ use crate::shim::{self, ShimError};
 pub use self::destination::{DEFAULT as DEFAULT_REPORT, Written};
 
 const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
-/// How long to wait for records: from the first, when they are coming, to the last, when none are.
+/// How long to wait for records: from the first, at the start and when many are coming, to the last.
 const IDLE: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(10)];
+/// Many records at once: with as many again in the same time, the ring would still be far from full.
+const BUSY: usize = DEFAULT_SLOTS / 16;
 /// How long a record may stay half-written before its writer's life is looked into.
 const STALL: Duration = Duration::from_millis(500);
 /// How long to wait for what can only be an error.
@@ -208,7 +210,8 @@ impl Session {
                 continue;
             }
             self.pass_torn();
-            idle = if count > 0 { IDLE[0] } else { (idle * 2).min(IDLE[1]) };
+            // The fewer times it wakes, the less it takes from the program.
+            idle = if count > BUSY { IDLE[0] } else { (idle * 2).min(IDLE[1]) };
             thread::sleep(idle);
         }
     }
