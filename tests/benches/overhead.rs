@@ -5,10 +5,12 @@
 //! 2. An allocate/free pair of the real runtime on mock chips, alone, with the preload library and no
 //!    ring, and under `ttalloc-run`.
 //!
-//! The variants take turns, so that a busy machine slows all of them alike. A figure is that of the
-//! fastest block of all turns: what else the machine does can only add to it.
+//! The variants take turns, so that a busy machine slows all of them alike. A turn's figure is that of
+//! its fastest block. What a variant adds is the median over the turns of its difference to the run
+//! alone in the same turn; the quartiles beside it show what the machine's noise leaves of that.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,7 +21,7 @@ use ttalloc::demo::set_up;
 use ttalloc_tests::programs;
 use ttalloc_tests::real::{available, runtime, with_own_shm};
 
-const TURNS: usize = 8;
+const TURNS: usize = 12;
 const BLOCKS: &str = "15";
 const PAIRS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/pairs.py");
 
@@ -79,10 +81,7 @@ fn hook_without_a_ring() {
         command
     };
     let [alone, preloaded] = measure([&alone, &preloaded]);
-    println!(
-        "call of a hooked function, no ring: {preloaded:.2} ns, {alone:.2} ns without ttalloc: {:+.2} ns",
-        preloaded - alone
-    );
+    println!("call of a function: {:.2} ns\n    hooked, no ring: {preloaded}", alone.ns);
 }
 
 fn compile(arguments: &[&OsStr], output: &Path) {
@@ -122,26 +121,50 @@ fn pair(chips: u32) {
             command
         };
         let [alone, preloaded, tracked] = measure([&alone, &preloaded, &tracked]);
+        let state = if counters { "on" } else { "off" };
         println!(
-            "allocate/free pair on {chips} chip(s), the runtime's own counters {}: {alone:.0} ns; preloaded, no ring: {:+.0} ns ({:.3}); under ttalloc-run: {:+.0} ns ({:.3})",
-            if counters { "on" } else { "off" },
-            preloaded - alone,
-            preloaded / alone,
-            tracked - alone,
-            tracked / alone,
+            "allocate/free pair, {chips} chip(s), the runtime's counters {state}: {:.0} ns",
+            alone.ns
         );
+        println!("    preloaded, no ring: {preloaded}");
+        println!("    under ttalloc-run:  {tracked}");
     }
 }
 
-/// The nanoseconds that each variant prints: the fewest of all turns.
-fn measure<const N: usize>(variants: [&dyn Fn() -> Command; N]) -> [f64; N] {
-    let mut figures = [f64::INFINITY; N];
-    for _ in 0..TURNS {
-        for (variant, figure) in variants.iter().zip(&mut figures) {
-            *figure = figure.min(fastest(variant()));
-        }
+/// What a variant costs.
+struct Cost {
+    /// The median of its turns, in nanoseconds.
+    ns: f64,
+    /// Quartiles of what it adds to the first variant in the same turn, in nanoseconds.
+    added: [f64; 3],
+    /// The median of its ratio to the first variant in the same turn.
+    ratio: f64,
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let [low, middle, high] = self.added;
+        write!(f, "{middle:+.1} ns ({low:+.1} to {high:+.1}), ratio {:.3}", self.ratio)
     }
-    figures
+}
+
+/// The costs of the variants, of which the first is the program alone.
+fn measure<const N: usize>(variants: [&dyn Fn() -> Command; N]) -> [Cost; N] {
+    let turns: Vec<[f64; N]> =
+        (0..TURNS).map(|_| variants.map(|variant| fastest(variant()))).collect();
+    std::array::from_fn(|at| {
+        let sorted = |figure: &dyn Fn(&[f64; N]) -> f64| {
+            let mut figures: Vec<_> = turns.iter().map(figure).collect();
+            figures.sort_by(f64::total_cmp);
+            figures
+        };
+        let added = sorted(&|turn| turn[at] - turn[0]);
+        Cost {
+            ns: sorted(&|turn| turn[at])[TURNS / 2],
+            added: [added[TURNS / 4], added[TURNS / 2], added[TURNS * 3 / 4]],
+            ratio: sorted(&|turn| turn[at] / turn[0])[TURNS / 2],
+        }
+    })
 }
 
 fn fastest(mut command: Command) -> f64 {
