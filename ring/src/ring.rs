@@ -137,7 +137,7 @@ impl Shared {
     fn map(file: &File, slots: u64) -> io::Result<Shared> {
         let bytes = Shared::bytes(slots).and_then(|bytes| usize::try_from(bytes).ok());
         let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Shared { map: MmapOptions::new().len(bytes).map_raw(file)?, slots })
+        Ok(Shared { map: MmapOptions::new().len(bytes).populate().map_raw(file)?, slots })
     }
 
     fn header(&self) -> &Header {
