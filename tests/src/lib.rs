@@ -89,6 +89,11 @@ pub fn run(program: &Path, prepare: impl FnOnce(&mut Command)) -> Run {
     let mut command = Command::new(&programs().run);
     command.arg(program).current_dir(folder.path());
     prepare(&mut command);
+    finish(command, folder)
+}
+
+/// Runs a command of `ttalloc-run` to its end, and reads the report that it left in `folder`.
+pub(crate) fn finish(mut command: Command, folder: TempDir) -> Run {
     let output = command.output().expect("ttalloc-run starts");
     let report = std::fs::read(folder.path().join("ttalloc-report.json")).ok();
     Run { output, report: report.map(|json| read_report(&json)), folder }

@@ -9,7 +9,7 @@ use ttalloc::demo::cluster::Cluster;
 use ttalloc::demo::python::{self, Runtime};
 use ttalloc::demo::set_up;
 
-use crate::{Run, programs, read_report};
+use crate::{Run, finish, programs};
 
 /// Whether the real runtime can be had here: yes, or why not. Where `CI` is set it must be.
 pub fn available() -> Result<(), String> {
@@ -47,9 +47,7 @@ pub fn run_python(
     command.arg(&runtime.python).args(arguments).stdin(Stdio::null());
     set_up(&mut command, runtime, cluster, folder.path()).expect("the descriptor can be written");
     prepare(&mut command);
-    let output = command.output().expect("ttalloc-run starts");
-    let report = std::fs::read(folder.path().join("ttalloc-report.json")).ok();
-    Run { output, report: report.map(|json| read_report(&json)), folder }
+    finish(command, folder)
 }
 
 /// A command that runs `program` with a /dev/shm of its own, where the system allows that: the runtime
