@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod demo;
 pub mod ledger;
+pub mod programs;
 pub mod report;
 pub mod run;
 pub mod shim;

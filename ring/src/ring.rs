@@ -42,7 +42,7 @@ pub const DEFAULT_SLOTS: usize = 1 << 17;
 /// How many processes the header knows the pids and counts the calls of; later ones are tracked without.
 pub const KNOWN_PROCESSES: usize = 256;
 /// How many symbols have counters of calls.
-pub const COUNTED_SYMBOLS: usize = 64;
+pub const COUNTED_SYMBOLS: usize = 128;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ttalloc\0");
 const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;

@@ -31,7 +31,7 @@ pub struct Runtime {
     pub addresses: [usize; COUNT],
     /// Its era; None where tracking is impossible.
     pub era: Option<Era>,
-    /// The symbols that have their role in its era.
+    /// The symbols that it defines and that have their role in its era.
     used: SymbolSet,
     /// Where its virtual tables have `IDevice::id()` and `IDevice::arch()`, in bytes.
     pub id_slot: usize,
@@ -57,15 +57,10 @@ impl Runtime {
         unsafe { RUNTIME.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Whether the symbol at `index` has its role in this runtime's era.
+    /// Whether it defines the symbol at `index`, which has its role in its era.
     #[inline]
     pub fn uses(&self, index: usize) -> bool {
         self.used.contains(index)
-    }
-
-    /// Whether it defines a symbol of `role` that its era uses.
-    pub fn has(&self, role: &str) -> bool {
-        self.present.iter().any(|(index, symbol)| symbol.role == role && self.uses(index))
     }
 
     /// The runtime that `object` is. Allocates nothing, since it runs under the dynamic linker's lock.
@@ -86,7 +81,7 @@ impl Runtime {
         let era = era.filter(|_| slots.is_some());
         let mut used = SymbolSet::default();
         for (index, symbol) in SYMBOLS.iter().enumerate() {
-            if era.is_some_and(|era| symbol.eras.contains(era)) {
+            if present.contains(index) && era.is_some_and(|era| symbol.eras.contains(era)) {
                 used.insert(index);
             }
         }
