@@ -872,14 +872,17 @@ impl Entry<'_> {
         };
         let (device, id, time_ns) = (body.device, body.trace, self.head.time_ns);
         let programs = &mut self.process.programs;
+        if step == TraceStep::Begin || step == TraceStep::End && !programs.end(device, id) {
+            let known = self.process.devices.get(&device);
+            let (mesh, chips) =
+                known.map(|known| (known.id, known.chips.as_slice())).unwrap_or_default();
+            programs.begin(device, id, mesh, chips, time_ns);
+        }
         match step {
-            TraceStep::Begin => {
-                let known = self.process.devices.get(&device);
-                let (mesh, chips) =
-                    known.map(|known| (known.id, known.chips.as_slice())).unwrap_or_default();
-                programs.begin(device, id, mesh, chips, time_ns);
+            TraceStep::Begin => {}
+            TraceStep::End => {
+                programs.end(device, id);
             }
-            TraceStep::End => programs.end(device),
             TraceStep::Replay => {
                 let running = programs.replay(device, id, time_ns);
                 self.running(&running);

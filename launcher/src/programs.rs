@@ -405,9 +405,10 @@ impl Programs {
         self.kept.insert((device, id), at);
     }
 
-    /// A trace's capture is about to end.
-    pub fn end(&mut self, device: u64) {
+    /// A trace's capture is about to end. Whether its beginning was seen.
+    pub fn end(&mut self, device: u64, id: u32) -> bool {
         self.capturing.remove(&device);
+        self.kept.contains_key(&(device, id))
     }
 
     /// Memory was allocated for the trace whose capture ended last on a device.

@@ -186,12 +186,14 @@ fn write_programs(out: &mut String, report: &Report, several: bool) -> std::fmt:
     )
 }
 
-/// A program's name: its first kernels.
+/// A program's name: its id, and a kernel.
 fn name_of(program: &crate::report::Program) -> String {
     const MOST: usize = 40;
     let id = program.id.map(|id| format!("#{id} ")).unwrap_or_default();
-    // The compute kernel says most, and is added last by custom.
-    let kernel = program.kernels.last().map(|name| one_line(name)).unwrap_or_default();
+    // What computes says most; by custom, what moves data is called so.
+    let moves = |name: &&String| name.starts_with("reader") || name.starts_with("writer");
+    let kernel = program.kernels.iter().find(|name| !moves(name)).or(program.kernels.first());
+    let kernel = kernel.map(|name| one_line(name)).unwrap_or_default();
     match kernel.char_indices().nth(MOST) {
         Some((end, _)) => format!("{id}{}…", &kernel[..end]),
         None => format!("{id}{kernel}"),

@@ -443,33 +443,51 @@ pub unsafe fn global_circular_buffer(
     allocating(recorder, forward, Purpose::GlobalCircularBuffer)
 }
 
-/// A function of a trace, given by a reference to its id. One that is called by another tells nothing.
+/// A function of a trace, whose id `id` tells from the call's result, before or after it by the step. A
+/// function that is called by another of these tells nothing.
 fn trace(
     recorder: Option<Recorder>,
     forward: impl FnOnce() -> usize,
     device: usize,
-    trace: usize,
     step: TraceStep,
+    id: impl FnOnce(Option<usize>) -> u32,
 ) -> usize {
     let is_inner = HERE.with(|here| here.nested.get());
     let Some(recorder) = recorder.filter(|_| !is_inner) else { return forward() };
     // SAFETY: the mesh is alive, and open.
     unsafe { describe_device(&recorder, device) };
-    // SAFETY: a reference to a MeshTraceId, which is an uint32_t.
-    let trace = unsafe { elf::read::<u32>(trace) };
-    let body = record::Trace { device: device as u64, trace, step: step as u32 };
-    if step != TraceStep::Begin {
-        recorder.write(&body);
-    }
-    let result = HERE.with(|here| {
-        let _nested = Meanwhile::set(&here.nested, true);
-        let _purpose = Meanwhile::set(&here.purpose, Purpose::Trace);
-        forward()
-    });
+    let write = |trace| {
+        recorder.write(&record::Trace { device: device as u64, trace, step: step as u32 });
+    };
+    let call = || {
+        HERE.with(|here| {
+            let _nested = Meanwhile::set(&here.nested, true);
+            let _purpose = Meanwhile::set(&here.purpose, Purpose::Trace);
+            forward()
+        })
+    };
     if step == TraceStep::Begin {
-        recorder.write(&body);
+        let result = call();
+        write(id(Some(result)));
+        return result;
     }
-    result
+    write(id(None));
+    call()
+}
+
+/// A MeshTraceId behind a reference.
+fn trace_id(reference: usize) -> impl FnOnce(Option<usize>) -> u32 {
+    // SAFETY: the call's argument, a reference to a MeshTraceId, which is an uint32_t.
+    move |_| unsafe { elf::read::<u32>(reference) }
+}
+
+pub unsafe fn begin_new_trace(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    device: usize,
+    _queue: usize,
+) -> usize {
+    trace(recorder, forward, device, TraceStep::Begin, |result| result.unwrap_or(0) as u32)
 }
 
 pub unsafe fn begin_trace(
@@ -479,7 +497,7 @@ pub unsafe fn begin_trace(
     _queue: usize,
     id: usize,
 ) -> usize {
-    trace(recorder, forward, device, id, TraceStep::Begin)
+    trace(recorder, forward, device, TraceStep::Begin, trace_id(id))
 }
 
 pub unsafe fn end_trace(
@@ -489,7 +507,7 @@ pub unsafe fn end_trace(
     _queue: usize,
     id: usize,
 ) -> usize {
-    trace(recorder, forward, device, id, TraceStep::End)
+    trace(recorder, forward, device, TraceStep::End, trace_id(id))
 }
 
 pub unsafe fn replay_trace(
@@ -500,7 +518,7 @@ pub unsafe fn replay_trace(
     id: usize,
     _blocking: usize,
 ) -> usize {
-    trace(recorder, forward, device, id, TraceStep::Replay)
+    trace(recorder, forward, device, TraceStep::Replay, trace_id(id))
 }
 
 pub unsafe fn release_trace(
@@ -509,5 +527,5 @@ pub unsafe fn release_trace(
     device: usize,
     id: usize,
 ) -> usize {
-    trace(recorder, forward, device, id, TraceStep::Release)
+    trace(recorder, forward, device, TraceStep::Release, trace_id(id))
 }

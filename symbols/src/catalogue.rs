@@ -212,8 +212,13 @@ macro_rules! catalogue {
                     [C] "_ZN2tt8tt_metal12experimental26CreateGlobalCircularBufferERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaIS9_EEjNS0_10BufferTypeE";
                     [B C] "_ZN2tt8tt_metal12experimental45CreateGlobalCircularBufferForTensorPrefetcherERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairIjNS0_12CoreRangeSetEESaIS8_EEjNS0_10BufferTypeEb";
                 }
-                // void MeshDevice::begin_mesh_trace(queue, MeshTraceId const&); the queue is its number or
-                // a reference.
+                // MeshTraceId MeshDevice::begin_mesh_trace(queue): the id is an integer, in one register.
+                // The queue is its number or a reference.
+                begin_new_trace(device: usize, queue: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceEh";
+                    [C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceERNS1_16MeshCommandQueueE";
+                }
+                // void MeshDevice::begin_mesh_trace(queue, MeshTraceId const&)
                 begin_trace(device: usize, queue: usize, trace: usize) = {
                     [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceEhRKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
                     [C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
