@@ -1455,4 +1455,233 @@ mod tests {
             }
         }
     }
+
+    const PROGRAM: u64 = 0xA000;
+    const WORKLOAD: u64 = 0xB000;
+
+    impl Story {
+        fn enlist(&mut self, program: u64, workload: u64, first: u32, last: u32) {
+            let body = record::Enlisted {
+                workload,
+                program,
+                id: program >> 4,
+                dims: 1,
+                reserved: 0,
+                start: [first, 0, 0, 0],
+                end: [last, 0, 0, 0],
+            };
+            self.tell(&body, b"");
+        }
+
+        fn lay_out(&mut self, program: u64, layout: u64, buffers: &[(u64, u64)]) {
+            for &(address, bytes) in buffers {
+                let kind = record::LocalKind::Circular as u32;
+                let body = record::Local { program, address, bytes, layout, kind, cores: 4 };
+                self.tell(&body, bytemuck::cast_slice(&[0_u16, 0, 1, 1]));
+            }
+        }
+
+        fn run(&mut self, workload: u64) {
+            let body = record::Run { workload, program: 0, device: MESH, refused: 0 };
+            self.tell(&body, b"");
+        }
+
+        fn trace(&mut self, step: TraceStep) {
+            let body = record::Trace { device: MESH, trace: 3, step: step as u32 };
+            self.tell(&body, b"");
+        }
+
+        fn programs(&self, chip: i32) -> &ChipPrograms {
+            &self.ledger.processes[&0].chips[&chip].programs
+        }
+
+        fn headroom(&self, chip: i32) -> Option<(i64, Option<u64>)> {
+            self.programs(chip).headroom.map(|headroom| (headroom.bytes, headroom.lowest_buffer))
+        }
+    }
+
+    #[test]
+    fn headroom_is_the_least_between_a_programs_region_and_the_lowest_buffer() {
+        let mut story = Story::with_mesh(2);
+        story.enlist(PROGRAM, WORKLOAD, 1, 1);
+        story.lay_out(PROGRAM, 1, &[(1024, 512), (1536, 512)]);
+        story.run(WORKLOAD);
+        // The end of L1: the base and the bank.
+        assert_eq!(story.headroom(1), Some((1024 + (1 << 20) - 2048, None)));
+        story.allocate(ALLOCATOR, 1, 1, 4096, 64);
+        story.run(WORKLOAD);
+        assert_eq!(story.headroom(1), Some((2048, Some(4096))));
+        story.free(ALLOCATOR, 1, 4096);
+        story.run(WORKLOAD);
+        assert_eq!(story.headroom(1), Some((2048, Some(4096))));
+        // Another layout replaces the first.
+        story.lay_out(PROGRAM, 2, &[(1024, 256)]);
+        story.run(WORKLOAD);
+        let programs = &story.ledger.processes[&0].programs;
+        let (_, program) = &programs.all()[0];
+        assert_eq!((program.runs, program.local.len(), program.region_end()), (4, 1, Some(1280)));
+        let largest = story.programs(1).largest.unwrap();
+        assert_eq!((largest.end, largest.time_ns), (2048, 6));
+        assert_eq!((story.programs(1).programs, story.programs(1).runs), (1, 4));
+        assert_eq!(story.programs(0), &ChipPrograms::default());
+    }
+
+    #[test]
+    fn a_capture_runs_nothing_and_a_replay_all_of_it() {
+        let mut story = Story::with_mesh(2);
+        story.enlist(PROGRAM, WORKLOAD, 0, 1);
+        story.lay_out(PROGRAM, 1, &[(1024, 512)]);
+        story.trace(TraceStep::Begin);
+        story.run(WORKLOAD);
+        story.run(WORKLOAD);
+        story.trace(TraceStep::End);
+        assert_eq!(story.programs(0).runs, 0);
+        story.trace(TraceStep::Replay);
+        story.allocate(ALLOCATOR, 1, 1, 2048, 64);
+        story.trace(TraceStep::Replay);
+        story.trace(TraceStep::Release);
+        story.trace(TraceStep::Replay);
+        assert_eq!(story.headroom(0), Some((512, Some(2048))));
+        let programs = &story.ledger.processes[&0].programs;
+        assert_eq!(programs.all()[0].1.runs, 4);
+        let trace = &programs.traces[0];
+        assert_eq!((trace.dispatches(), trace.replays, trace.chips.len()), (2, 2, 2));
+        assert!(trace.released_ns.is_some());
+    }
+
+    #[test]
+    fn equal_programs_become_one_when_they_end() {
+        let mut story = Story::with_mesh(1);
+        for at in 0..5 {
+            let program = PROGRAM + at % 2;
+            story.enlist(program, WORKLOAD, 0, 0);
+            story.lay_out(program, at, &[(1024, 512)]);
+            story.run(WORKLOAD);
+            story.tell(&record::ProgramEnd { program }, b"");
+        }
+        let programs = story.ledger.processes[&0].programs.all();
+        assert_eq!(programs.len(), 1);
+        let (numbers, program) = &programs[0];
+        assert_eq!((program.objects, program.live, program.runs), (5, 0, 5));
+        let largest = story.programs(0).largest.unwrap();
+        assert!(numbers.contains(&largest.program));
+        assert_eq!(story.programs(0).programs, 5);
+    }
+
+    #[test]
+    fn allocators_over_one_chip_may_give_the_same_memory() {
+        let mut story = Story::with_mesh(2);
+        let (other_mesh, other) = (0x3000, 0x4000);
+        story.mesh(other_mesh, 1, &[1]);
+        story.allocator(other, other_mesh);
+        story.allocate(ALLOCATOR, 1, 0, 1024, 512);
+        story.allocate(other, 2, 0, 1536, 512);
+        story.allocate(other, 3, 1, 1024, 512);
+        assert_eq!(story.ledger.processes[&0].overlap_count, 0);
+        story.allocate(other, 4, 0, 1500, 32);
+        story.free(ALLOCATOR, 1, 1024);
+        story.allocate(other, 5, 0, 1024, 32);
+        let books = &story.ledger.processes[&0];
+        assert_eq!(books.overlap_count, 1);
+        let overlap = &books.overlaps[0];
+        assert_eq!((overlap.kind, overlap.chips.as_slice()), (MemoryType::Dram, &[1][..]));
+        let sides = overlap.allocations.each_ref().map(|one| (one.mesh, one.address));
+        assert_eq!(sides, [(Some(1), 1500), (Some(0), 1024)]);
+    }
+
+    #[test]
+    fn what_is_planned_is_not_used() {
+        let mut story = Story::with_mesh(2);
+        for buffer in 1..=3 {
+            let body = record::Planned {
+                device: MESH,
+                buffer,
+                bytes: 100,
+                bytes_per_bank: 40,
+                buffer_type: 0,
+                reserved: 0,
+            };
+            story.tell(&body, b"");
+        }
+        story.tell(&record::Unplanned { buffer: 2 }, b"");
+        story.tell(&record::Unplanned { buffer: 2 }, b"");
+        let planned = story.dram(1).planned;
+        assert_eq!((planned.count, planned.live.buffers, planned.peak.buffers), (3, 2, 3));
+        assert_eq!(planned.peak.reserved_bytes, 3 * 64 * u64::from(DRAM_BANKS));
+        assert_eq!(story.dram(1).allocations, 0);
+        story.close(MESH);
+        assert_eq!(story.dram(0).planned.live, Totals::default());
+    }
+
+    #[test]
+    fn an_allocator_takes_over_ranges_and_frees_them_for_whoever_asks() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 1, 0, 1024, 64);
+        story.release(ALLOCATOR, 0);
+        let body = record::Regions { allocator: ALLOCATOR, buffer_type: 0, reserved: 0 };
+        story.tell(&body, bytemuck::cast_slice(&[1024_u64, 1152, 4096, 4128]));
+        let live = story.dram(0).live;
+        assert_eq!((live.buffers, live.bytes_per_bank), (2, 160));
+        // The object that was there before the override still asks to be freed.
+        story.free(ALLOCATOR, 1, 1024);
+        assert_eq!(story.dram(0).live.bytes_per_bank, 32);
+        assert_eq!(story.ledger.anomalies, Anomalies::default());
+        story.tell(&body, &[0; 24]);
+        assert_eq!(story.ledger.anomalies.bad_records, 1);
+    }
+
+    #[test]
+    fn a_bank_that_shrinks_is_told_beside_its_size_at_the_opening() {
+        let mut story = Story::with_mesh(1);
+        let sizes = |story: &Story| {
+            let l1 = story.memory(0, MemoryType::L1);
+            (l1.bank_bytes, l1.bank_bytes_last, l1.bank_bytes_least)
+        };
+        let mut body = record::Allocator {
+            allocator: ALLOCATOR,
+            device: MESH,
+            bank_bytes: [1 << 30, 1 << 19, 0, 0, 0],
+            banks: [DRAM_BANKS, 64, 0, 0, 0],
+            alignment: 32,
+            base: [1024, 32],
+            l1_bytes: 1 << 21,
+            reserved: 0,
+        };
+        story.allocate(ALLOCATOR, 1, 1, 4096, 64);
+        story.tell(&body, b"");
+        assert_eq!(sizes(&story), (1 << 20, 1 << 19, 1 << 19));
+        body.bank_bytes[1] = 1 << 20;
+        story.tell(&body, b"");
+        assert_eq!(sizes(&story), (1 << 20, 1 << 20, 1 << 19));
+        assert_eq!(story.memory(0, MemoryType::L1).live.buffers, 1);
+    }
+
+    #[test]
+    fn an_address_on_each_core_takes_its_own_banks_alone() {
+        let mut story = Story::with_mesh(1);
+        let body = record::Allocate {
+            allocator: ALLOCATOR,
+            buffer: 1,
+            address: 4096,
+            bytes: 800,
+            bytes_per_bank: 100,
+            page_bytes: 100,
+            buffer_type: 1,
+            purpose: Purpose::GlobalSemaphore as u16,
+            cores: 8,
+        };
+        story.tell(&body, b"");
+        let l1 = story.memory(0, MemoryType::L1);
+        let expected =
+            Totals { buffers: 1, bytes: 800, bytes_per_bank: 0, reserved_bytes: 8 * 128 };
+        assert_eq!(
+            (l1.live, l1.purposes[Purpose::GlobalSemaphore as usize].live),
+            (expected, expected)
+        );
+        story.free(ALLOCATOR, 1, 4096);
+        let l1 = story.memory(0, MemoryType::L1);
+        let purpose = l1.purposes[Purpose::GlobalSemaphore as usize];
+        assert_eq!((l1.live, purpose.live), Default::default());
+        assert_eq!((purpose.count, purpose.peak), (1, expected));
+    }
 }
