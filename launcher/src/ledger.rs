@@ -457,6 +457,8 @@ impl Entry<'_> {
         }
         match self.process.allocators.get(&body.allocator) {
             Some(known) if known.device == body.device && known.chips == chips => return,
+            // Described again by a runtime that can't tell its device.
+            Some(_) if body.device == 0 => return,
             // It ended unseen.
             Some(_) => self.release(body.allocator, true),
             None => {}

@@ -408,7 +408,7 @@ unsafe fn wanted(recorder: &Recorder, buffer: usize) -> Wanted {
     let runtime = recorder.runtime();
     // SAFETY: plain accessors of a live buffer.
     let page_bytes = unsafe { calls::page_size(runtime, buffer) };
-    if !runtime.has("size") {
+    if !runtime.has("buffer_type") {
         // No create under way and no accessor: the launcher counts what has no type.
         return Wanted { device: 0, bytes: 0, page_bytes, buffer_type: u8::MAX };
     }
@@ -471,6 +471,12 @@ unsafe fn describe_device(recorder: &Recorder, device: usize) {
     // SAFETY: of a known kind, and alive.
     let (id, arch) = unsafe { calls::id_and_arch(runtime, device) };
     let is_mesh = kind == DeviceKind::Mesh;
+    let id = match id {
+        Some(id) => id,
+        None if is_mesh => -1,
+        // A chip without an id can't be named: its memory is counted as unattributed.
+        None => return,
+    };
     let described =
         record::Device { device: device as u64, id, arch, is_mesh: is_mesh.into(), reserved: 0 };
     if is_mesh {
@@ -490,12 +496,12 @@ unsafe fn describe_device(recorder: &Recorder, device: usize) {
 /// `mesh` must point to a live, open MeshDevice.
 unsafe fn describe_mesh(recorder: &Recorder, mesh: usize) {
     let runtime = recorder.runtime();
-    if !runtime.has("mesh_allocator") {
+    // SAFETY: as the caller promises; the result refers to a unique_ptr of the mesh.
+    let owner = unsafe { calls::mesh_allocator(runtime, mesh) };
+    if owner == 0 {
         // SAFETY: as the caller promises.
         return unsafe { describe_device(recorder, mesh) };
     }
-    // SAFETY: as the caller promises; the result refers to a unique_ptr of the mesh.
-    let owner = unsafe { calls::mesh_allocator(runtime, mesh) };
     // SAFETY: a unique_ptr with the default deleter is the pointer itself.
     let allocator = unsafe { crate::elf::read::<usize>(owner) };
     if allocator != 0 {
