@@ -1,14 +1,17 @@
 //! The command line of `ttalloc`.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::binary::Binary;
 use crate::demo::cluster::{Arch, Cluster};
 use crate::demo::{self, python};
+use crate::facts::Facts;
 use crate::report::Report;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -45,6 +48,18 @@ enum Tool {
         #[arg(long, value_name = "FILE", default_value = crate::run::DEFAULT_REPORT)]
         report: PathBuf,
     },
+    /// Print what a library has of tt-metal, as JSON: the facts that symbols/releases/ keeps of a release
+    ///
+    /// For every role of ttalloc's catalogue: the symbols that the library defines, and how its own code
+    /// gets to them: through the PLT ("plt"), a word that the dynamic linker fills in ("got", "data"), or
+    /// past the dynamic linker ("direct"). A symbol without any is used by other libraries only.
+    Facts {
+        /// The release that the library is of
+        #[arg(long, value_name = "RELEASE")]
+        release: Option<String>,
+        /// The library that tt-metal is in: libtt_metal.so, in releases before 0.62.0 _ttnncpp.so
+        library: PathBuf,
+    },
     /// Print the JSON Schema of the report
     Schema,
 }
@@ -53,7 +68,8 @@ enum Tool {
 pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Tool::Demo { chips, arch, report } => run_demo(chips, arch, &report),
-        Tool::Schema => print_schema(),
+        Tool::Facts { release, library } => print_facts(&library, release.as_deref()),
+        Tool::Schema => print_json(&Report::json_schema()),
     };
     done.unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "ttalloc: {error:#}");
@@ -61,7 +77,7 @@ pub fn main() -> ExitCode {
     })
 }
 
-fn run_demo(chips: u32, arch: Arch, report: &std::path::Path) -> anyhow::Result<ExitCode> {
+fn run_demo(chips: u32, arch: Arch, report: &Path) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::of(arch, chips).with_context(|| {
         format!("no mesh of {chips} chips; ask for 1, 2, 4, 8, or 32 of Wormhole")
     })?;
@@ -80,17 +96,25 @@ fn run_demo(chips: u32, arch: Arch, report: &std::path::Path) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_schema() -> anyhow::Result<ExitCode> {
+fn print_facts(library: &Path, release: Option<&str>) -> anyhow::Result<ExitCode> {
+    let binary = Binary::read(library)?;
+    anyhow::ensure!(
+        !binary.found.is_empty(),
+        "{} defines nothing of tt-metal that ttalloc knows; name the library that tt-metal is in",
+        library.display()
+    );
+    print_json(&Facts::of(&binary, release))
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
-    let written = serde_json::to_writer_pretty(&mut out, &Report::json_schema())
+    let written = serde_json::to_writer_pretty(&mut out, value)
         .map_err(io::Error::from)
         .and_then(|()| writeln!(out));
     match written {
         // The reader has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        written => {
-            written.context("the schema can't be written")?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written.context("standard output can't be written to")?,
     }
+    Ok(ExitCode::SUCCESS)
 }
