@@ -4,6 +4,7 @@
 pub mod binary;
 pub mod cli;
 pub mod demo;
+pub mod doctor;
 pub mod facts;
 pub mod ledger;
 pub mod report;

@@ -188,6 +188,11 @@ impl SymbolSet {
 }
 
 impl Role {
+    /// Whether ttalloc hooks its symbols, rather than calling or reading them.
+    pub fn is_hooked(&self) -> bool {
+        SYMBOLS.iter().any(|symbol| symbol.role == self.name && symbol.usage == Use::Hook)
+    }
+
     /// Whether the catalogue has a symbol of this role in `era`.
     pub fn is_in(&self, era: Era) -> bool {
         SYMBOLS.iter().any(|symbol| symbol.role == self.name && symbol.eras.contains(era))
