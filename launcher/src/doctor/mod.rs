@@ -217,9 +217,9 @@ impl Reach {
     fn words(self) -> &'static str {
         match self {
             Reach::Unneeded => "needs it not",
-            Reach::Call => "calls it",
+            Reach::Call => "looks it up",
             Reach::Preload => "hooks it by LD_PRELOAD",
-            Reach::Inline => "hooks or finds it inline",
+            Reach::Inline => "hooks it inline, or reads its symbol table",
             Reach::Missing => "lacks it",
         }
     }
