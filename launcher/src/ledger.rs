@@ -643,6 +643,8 @@ impl Entry<'_> {
             Some(known) if known.device == body.device && same_chips(&known.chips, &chips) => {
                 return;
             }
+            // Described again by a runtime that can't tell its device.
+            Some(_) if body.device == 0 => return,
             // It ended unseen.
             Some(_) => self.release(body.allocator, true),
             None => {}

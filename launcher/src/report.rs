@@ -1,6 +1,6 @@
 //! The JSON report, schema `ttalloc.report/1`. The types here are the schema; `docs/report.md` explains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -115,11 +115,23 @@ pub struct Runtime {
     pub path: String,
     /// Its ELF build id in hexadecimal; null if it has none.
     pub build_id: Option<String>,
-    /// The family of releases: A (0.62.0 to 0.65.0), B (0.65.1 to 0.78.0) or C (0.79.0 on); null if it
+    /// The family of releases: A (0.60.1 to 0.65.0), B (0.65.1 to 0.78.0) or C (0.79.0 on); null if it
     /// is none of these and was not tracked.
     pub era: Option<String>,
     /// The functions that were hooked.
     pub hooks: Vec<Hook>,
+    /// What ttalloc looked for and did not find, though every release of this era has it.
+    #[serde(default)]
+    pub gaps: Vec<Gap>,
+}
+
+/// Something that a runtime should have and hasn't.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Gap {
+    /// What it would be to ttalloc.
+    pub role: String,
+    /// What is lost without it.
+    pub cost: String,
 }
 
 /// A hooked function.
@@ -712,6 +724,7 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
                     build_id: runtime.build_id.clone(),
                     era: era.map(|era| era.letter().to_owned()),
                     hooks: hooks(runtime, era, calls(number)),
+                    gaps: gaps(runtime),
                 }
             }),
         });
@@ -748,6 +761,13 @@ fn hooks(runtime: &crate::ledger::Runtime, era: Option<Era>, calls: Option<Vec<u
         .collect()
 }
 
+/// What a runtime lacks of the era that it is tracked as, or else is most like.
+fn gaps(runtime: &crate::ledger::Runtime) -> Vec<Gap> {
+    let era = runtime.era.or_else(|| Era::of(&runtime.symbols));
+    let gaps = era.into_iter().flat_map(|era| runtime.symbols.gaps(era));
+    gaps.map(|role| Gap { role: role.name.to_owned(), cost: role.cost.to_owned() }).collect()
+}
+
 fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
     let found = &ledger.anomalies;
     let mut problems = Vec::new();
@@ -782,6 +802,14 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
             _ => problems.push(format!("{who} did not tell its runtime")),
         }
     }
+    // Once for a library, however many processes have it.
+    let tracked = ledger.processes.values().filter_map(|books| books.runtime.as_ref());
+    let lacking: BTreeSet<_> = tracked
+        .filter(|runtime| runtime.era.is_some())
+        .flat_map(|runtime| gaps(runtime).into_iter().map(|gap| (&*runtime.path, gap)))
+        .map(|(path, gap)| format!("{path} has no symbol for {}: {}", gap.role, gap.cost))
+        .collect();
+    problems.extend(lacking);
     for pid in &run.still_running {
         problems.push(format!("process {pid} was still running when the program had ended"));
     }
@@ -805,7 +833,7 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
 fn not_recognised(who: &str, runtime: &crate::ledger::Runtime) -> String {
     let missing: Vec<_> = match Era::of(&runtime.symbols) {
         Some(era) => runtime.symbols.missing(era).collect(),
-        None => vec!["allocate", "create_at_address"],
+        None => vec!["allocate"],
     };
     let why = match missing.as_slice() {
         [] => "has no MeshDevice of the expected layout".to_owned(),

@@ -21,15 +21,17 @@ macro_rules! lookup {
         }
     };
     ($role:ident ($($argument:ident: usize),+) [$($name:literal)+]) => {
-        /// Calls the function of this role.
+        /// Calls the function of this role; 0 if the runtime has none.
         ///
         /// # Safety
         /// The arguments must be what the catalogue's C++ signature asks for, alive.
         #[inline]
         pub unsafe fn $role(runtime: &Runtime, $($argument: usize),+) -> usize {
             let address = address_of(runtime, &[$(const { index_of($name) }),+]);
-            // SAFETY: the address of a function with this signature, by the catalogue; it isn't zero,
-            // because a runtime with an era has every required role, and callers check the others.
+            if address == 0 {
+                return 0;
+            }
+            // SAFETY: the address of a function with this signature, by the catalogue.
             let function = unsafe {
                 mem::transmute::<usize, unsafe extern "C-unwind" fn($(lookup!(@word $argument)),+) -> usize>(address)
             };
@@ -60,7 +62,7 @@ macro_rules! lookups {
 }
 catalogue!(lookups);
 
-/// The address of the one of these symbols that the runtime's era uses; 0 if it has none.
+/// The address of the one of these symbols that the runtime uses; 0 if it has none.
 #[inline]
 fn address_of(runtime: &Runtime, indices: &[usize]) -> usize {
     let index = indices.iter().find(|&&index| runtime.uses(index));
@@ -90,11 +92,12 @@ pub unsafe fn device_kind(runtime: &Runtime, device: usize) -> Option<DeviceKind
     }
 }
 
-/// `IDevice::id()` and `IDevice::arch()` of a device of either kind.
+/// `IDevice::id()` and `IDevice::arch()` of a device of either kind; None and 0 where the runtime
+/// doesn't export MeshDevice's, by which they are found.
 ///
 /// # Safety
 /// `device` must point to a live object of class MeshDevice or Device.
-pub unsafe fn id_and_arch(runtime: &Runtime, device: usize) -> (i32, u32) {
+pub unsafe fn id_and_arch(runtime: &Runtime, device: usize) -> (Option<i32>, u32) {
     let call = |slot: usize| {
         // SAFETY: an IDevice begins with a pointer to its functions.
         let table = unsafe { elf::read::<usize>(device) };
@@ -108,7 +111,7 @@ pub unsafe fn id_and_arch(runtime: &Runtime, device: usize) -> (i32, u32) {
         // SAFETY: the object is alive, as the caller promises.
         unsafe { function(device) }
     };
-    (call(runtime.id_slot) as i32, call(runtime.arch_slot) as u32)
+    (runtime.id_slot.map(|slot| call(slot) as i32), runtime.arch_slot.map_or(0, call) as u32)
 }
 
 /// The name of a kernel, given to `then`.

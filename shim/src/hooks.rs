@@ -413,7 +413,7 @@ unsafe fn wanted(recorder: &Recorder, buffer: usize) -> Wanted {
     let runtime = recorder.runtime();
     // SAFETY: plain accessors of a live buffer.
     let page_bytes = unsafe { calls::page_size(runtime, buffer) };
-    if !calls::size::exists(runtime) {
+    if !calls::buffer_type::exists(runtime) {
         // No create under way and no accessor: the launcher counts what has no type.
         return Wanted { device: 0, bytes: 0, page_bytes, buffer_type: u8::MAX };
     }
@@ -528,6 +528,12 @@ pub unsafe fn describe_device(recorder: &Recorder, device: usize) {
     // SAFETY: of a known kind, and alive.
     let (id, arch) = unsafe { calls::id_and_arch(runtime, device) };
     let is_mesh = kind == DeviceKind::Mesh;
+    let id = match id {
+        Some(id) => id,
+        None if is_mesh => -1,
+        // A chip without an id can't be named: its memory is counted as unattributed.
+        None => return,
+    };
     let (dims, strides) = match kind {
         // SAFETY: an open mesh.
         DeviceKind::Mesh => unsafe { calls::shape(runtime, device) },

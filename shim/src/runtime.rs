@@ -33,9 +33,10 @@ pub struct Runtime {
     pub era: Option<Era>,
     /// The symbols that it defines and that have their role in its era.
     used: SymbolSet,
-    /// Where its virtual tables have `IDevice::id()` and `IDevice::arch()`, in bytes.
-    pub id_slot: usize,
-    pub arch_slot: usize,
+    /// Where its virtual tables have `IDevice::id()` and `IDevice::arch()`, in bytes; None for what it
+    /// doesn't export.
+    pub id_slot: Option<usize>,
+    pub arch_slot: Option<usize>,
     /// Where its own calls of `operator delete` go, or 0.
     pub operator_delete: usize,
 }
@@ -73,19 +74,29 @@ impl Runtime {
                 addresses[index] = address;
             }
         }
-        let slots = of_role("mesh_vtable").and_then(|name| symbols.find(name)).and_then(|table| {
-            let function = |role| Some(symbols.find(of_role(role)?)?.0);
-            Some((slot(table, function("mesh_id")?)?, slot(table, function("mesh_arch")?)?))
-        });
         let era = Era::of(&present).filter(|&era| present.missing(era).next().is_none());
-        let era = era.filter(|_| slots.is_some());
         let mut used = SymbolSet::default();
-        for (index, symbol) in SYMBOLS.iter().enumerate() {
-            if present.contains(index) && era.is_some_and(|era| symbol.eras.contains(era)) {
+        for (index, symbol) in present.iter() {
+            if era.is_some_and(|era| symbol.eras.contains(era)) {
                 used.insert(index);
             }
         }
+        // The address of what has a role, with its size.
+        let of = |role| {
+            let mut its = used.iter().filter(|(_, symbol)| symbol.role == role);
+            its.find_map(|(_, symbol)| symbols.find(symbol.name))
+        };
+        // A function that is exported and not in the table is a layout that isn't known: no era then.
+        let slot_of = |role| match of(role).zip(of("mesh_vtable")) {
+            Some(((function, _), table)) => slot(table, function).map(Some),
+            None => Some(None),
+        };
+        let slots = slot_of("mesh_id").zip(slot_of("mesh_arch"));
         let (id_slot, arch_slot) = slots.unwrap_or_default();
+        let era = era.filter(|_| slots.is_some());
+        if era.is_none() {
+            used = SymbolSet::default();
+        }
         // Not what dlsym finds: a library that is loaded with RTLD_LOCAL may bring its own.
         let delete = ["_ZdlPvm", "_ZdlPv"].into_iter().find_map(|name| object.bound(name));
         let mut path = [0; libc::PATH_MAX as usize];

@@ -9,7 +9,11 @@
 /// that are returned by value (a `shared_ptr`) arrive as a hidden first pointer, here `result`.
 ///
 /// `lookups` are what ttalloc calls itself, with the C++ meaning of the result, or, where it says
-/// `at`, what it needs the address of and no more.
+/// `at`, what it needs the address of and no more. `required` are those without which nothing can be
+/// tracked.
+///
+/// A role may have several symbols in one era: a release uses whichever of them it defines. What each
+/// role is for, and what is lost without it, stands in [`ROLES`](crate::ROLES).
 #[macro_export]
 macro_rules! catalogue {
     ($callback:ident) => {
@@ -37,9 +41,9 @@ macro_rules! catalogue {
                     [B C] "_ZN2tt8tt_metal13AllocatorImpl5clearEv";
                 }
                 // The destructor's variants: D0 frees the object too, D1 is the complete object's, D2
-                // the base subobject's. Which one ends an allocator differs by release.
+                // the base subobject's. Which one ends an allocator differs by release; in era A the
+                // destructor isn't virtual, and so has no D0.
                 allocator_end(allocator: usize) = {
-                    [A] "_ZN2tt8tt_metal9AllocatorD0Ev";
                     [A] "_ZN2tt8tt_metal9AllocatorD1Ev";
                     [A] "_ZN2tt8tt_metal9AllocatorD2Ev";
                     [B C] "_ZN2tt8tt_metal13AllocatorImplD0Ev";
@@ -67,9 +71,11 @@ macro_rules! catalogue {
                     [C] "_ZN2tt8tt_metal10BufferImpl4viewERNS0_6BufferERKNS0_12BufferRegionE";
                 }
                 // bool initialize(num_hw_cqs, l1_small_size, trace_region_size, worker_l1_size,
-                // span<uint32_t const> l1_bank_remap, bool minimal)
+                // span<uint32_t const> l1_bank_remap, bool minimal). The span is ttsl::Span in 0.60.1,
+                // which is the same two words.
                 mesh_open(mesh: usize, command_queues: usize, l1_small: usize, trace: usize,
                           worker_l1: usize, bank_remap: Span, minimal: usize) = {
+                    [A] "_ZN2tt8tt_metal11distributed10MeshDevice10initializeEhmmmN4ttsl4SpanIKjLm18446744073709551615EEEb";
                     [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice10initializeEhmmmSt4spanIKjLm18446744073709551615EEb";
                 }
                 // The same one level down, where most releases enter; there from 0.66.0 on.
@@ -193,45 +199,45 @@ macro_rules! catalogue {
                                  buffer_type: usize, address: usize) = {
                     [A] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceERK12CoreRangeSetjNS0_10BufferTypeE";
                     [A] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceEO12CoreRangeSetjNS0_10BufferTypeE";
-                    [A B] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceERKNS0_12CoreRangeSetEjNS0_10BufferTypeE";
-                    [A B] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceEONS0_12CoreRangeSetEjNS0_10BufferTypeE";
+                    [A B C] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceERKNS0_12CoreRangeSetEjNS0_10BufferTypeE";
+                    [A B C] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceEONS0_12CoreRangeSetEjNS0_10BufferTypeE";
                     [B] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceERKNS0_12CoreRangeSetESt8optionalIjENS0_10BufferTypeEm";
-                    [B] "_ZN2tt8tt_metal12experimental21CreateGlobalSemaphoreEPNS0_7IDeviceERKNS0_12CoreRangeSetESt8optionalIjENS0_10BufferTypeEm";
-                    [C] "_ZN2tt8tt_metal15GlobalSemaphoreC1ERNS0_11distributed10MeshDeviceENS0_12CoreRangeSetEjNS0_10BufferTypeE";
-                    [C] "_ZN2tt8tt_metal21CreateGlobalSemaphoreERNS0_11distributed10MeshDeviceENS0_12CoreRangeSetEjNS0_10BufferTypeE";
-                    [C] "_ZN2tt8tt_metal12experimental21CreateGlobalSemaphoreERNS0_11distributed10MeshDeviceERKNS0_12CoreRangeSetESt8optionalIjENS0_10BufferTypeEm";
+                    [B C] "_ZN2tt8tt_metal12experimental21CreateGlobalSemaphoreEPNS0_7IDeviceERKNS0_12CoreRangeSetESt8optionalIjENS0_10BufferTypeEm";
+                    [B C] "_ZN2tt8tt_metal15GlobalSemaphoreC1ERNS0_11distributed10MeshDeviceENS0_12CoreRangeSetEjNS0_10BufferTypeE";
+                    [B C] "_ZN2tt8tt_metal21CreateGlobalSemaphoreERNS0_11distributed10MeshDeviceENS0_12CoreRangeSetEjNS0_10BufferTypeE";
+                    [B C] "_ZN2tt8tt_metal12experimental21CreateGlobalSemaphoreERNS0_11distributed10MeshDeviceERKNS0_12CoreRangeSetESt8optionalIjENS0_10BufferTypeEm";
                 }
                 // The same for GlobalCircularBuffer.
                 global_circular_buffer(object: usize, device: usize, mapping: usize, bytes: usize,
                                        buffer_type: usize, more: usize) = {
                     [A] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_7IDeviceERKSt6vectorISt4pairINS_3umd7xy_pairE12CoreRangeSetESaISA_EEjNS0_10BufferTypeE";
                     [A] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_7IDeviceERKSt6vectorISt4pairINS_7xy_pairE12CoreRangeSetESaIS9_EEjNS0_10BufferTypeE";
-                    [A B] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_7IDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaIS9_EEjNS0_10BufferTypeE";
-                    [B] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaISA_EEjNS0_10BufferTypeENS2_13DramSenderTagE";
-                    [C] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1ERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaISA_EEjNS0_10BufferTypeE";
-                    [C] "_ZN2tt8tt_metal12experimental26CreateGlobalCircularBufferERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaIS9_EEjNS0_10BufferTypeE";
+                    [A B C] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_7IDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaIS9_EEjNS0_10BufferTypeE";
+                    [B C] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaISA_EEjNS0_10BufferTypeENS2_13DramSenderTagE";
+                    [B C] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1ERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaISA_EEjNS0_10BufferTypeE";
+                    [B C] "_ZN2tt8tt_metal12experimental26CreateGlobalCircularBufferERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaIS9_EEjNS0_10BufferTypeE";
                     [B C] "_ZN2tt8tt_metal12experimental45CreateGlobalCircularBufferForTensorPrefetcherERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairIjNS0_12CoreRangeSetEESaIS8_EEjNS0_10BufferTypeEb";
                 }
                 // MeshTraceId MeshDevice::begin_mesh_trace(queue): the id is an integer, in one register.
                 // The queue is its number or a reference.
                 begin_new_trace(device: usize, queue: usize) = {
                     [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceEh";
-                    [C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceERNS1_16MeshCommandQueueE";
+                    [B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceERNS1_16MeshCommandQueueE";
                 }
                 // void MeshDevice::begin_mesh_trace(queue, MeshTraceId const&)
                 begin_trace(device: usize, queue: usize, trace: usize) = {
                     [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceEhRKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
-                    [C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
+                    [B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
                 }
                 // void MeshDevice::end_mesh_trace(queue, MeshTraceId const&)
                 end_trace(device: usize, queue: usize, trace: usize) = {
                     [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice14end_mesh_traceEhRKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
-                    [C] "_ZN2tt8tt_metal11distributed10MeshDevice14end_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
+                    [B C] "_ZN2tt8tt_metal11distributed10MeshDevice14end_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
                 }
                 // void MeshDevice::replay_mesh_trace(queue, MeshTraceId const&, bool blocking)
                 replay_trace(device: usize, queue: usize, trace: usize, blocking: usize) = {
                     [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice17replay_mesh_traceEhRKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEEb";
-                    [C] "_ZN2tt8tt_metal11distributed10MeshDevice17replay_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEEb";
+                    [B C] "_ZN2tt8tt_metal11distributed10MeshDevice17replay_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEEb";
                 }
                 // void MeshDevice::release_mesh_trace(MeshTraceId const&)
                 release_trace(device: usize, trace: usize) = {
@@ -248,11 +254,11 @@ macro_rules! catalogue {
                     [A B C] "_ZNK2tt8tt_metal6Buffer7addressEv";
                 }
                 // DeviceAddr Buffer::page_size() const: bytes
-                page_size: required (buffer: usize) = {
+                page_size: optional (buffer: usize) = {
                     [A B C] "_ZNK2tt8tt_metal6Buffer9page_sizeEv";
                 }
                 // DeviceAddr Buffer::size() const: bytes
-                size: required (buffer: usize) = {
+                size: optional (buffer: usize) = {
                     [C] "_ZNK2tt8tt_metal6Buffer4sizeEv";
                 }
                 // BufferType Buffer::buffer_type() const
@@ -260,7 +266,7 @@ macro_rules! catalogue {
                     [C] "_ZNK2tt8tt_metal6Buffer11buffer_typeEv";
                 }
                 // IDevice* Buffer::device() const
-                device: required (buffer: usize) = {
+                device: optional (buffer: usize) = {
                     [C] "_ZNK2tt8tt_metal6Buffer6deviceEv";
                 }
                 // uint32_t get_num_banks(BufferType const&) const
@@ -269,12 +275,12 @@ macro_rules! catalogue {
                     [B C] "_ZNK2tt8tt_metal13AllocatorImpl13get_num_banksERKNS0_10BufferTypeE";
                 }
                 // DeviceAddr get_bank_size(BufferType const&) const: bytes
-                bank_size: required (allocator: usize, buffer_type: usize) = {
+                bank_size: optional (allocator: usize, buffer_type: usize) = {
                     [A] "_ZNK2tt8tt_metal9Allocator13get_bank_sizeERKNS0_10BufferTypeE";
                     [B C] "_ZNK2tt8tt_metal13AllocatorImpl13get_bank_sizeERKNS0_10BufferTypeE";
                 }
                 // uint32_t get_alignment(BufferType) const: bytes
-                alignment: required (allocator: usize, buffer_type: usize) = {
+                alignment: optional (allocator: usize, buffer_type: usize) = {
                     [A] "_ZNK2tt8tt_metal9Allocator13get_alignmentENS0_10BufferTypeE";
                     [B C] "_ZNK2tt8tt_metal13AllocatorImpl13get_alignmentENS0_10BufferTypeE";
                 }
@@ -285,7 +291,7 @@ macro_rules! catalogue {
                 }
                 // int MeshDevice::id() const: counted by the process, not a chip's id. Where the virtual
                 // table has it, every IDevice has its own.
-                mesh_id: required at = {
+                mesh_id: optional at = {
                     [A B C] "_ZNK2tt8tt_metal11distributed10MeshDevice2idEv";
                 }
                 // vector<int> MeshDevice::get_device_ids() const: the chips' ids
@@ -293,7 +299,7 @@ macro_rules! catalogue {
                     [A B C] "_ZNK2tt8tt_metal11distributed10MeshDevice14get_device_idsEv";
                 }
                 // tt::ARCH MeshDevice::arch() const, likewise
-                mesh_arch: required at = {
+                mesh_arch: optional at = {
                     [A B C] "_ZNK2tt8tt_metal11distributed10MeshDevice4archEv";
                 }
                 // DeviceAddr get_base_allocator_addr(HalMemType const&) const: the first address that the
@@ -380,7 +386,7 @@ macro_rules! catalogue {
                 mesh_vtable: required at = {
                     [A B C] "_ZTVN2tt8tt_metal11distributed10MeshDeviceE";
                 }
-                device_vtable: required at = {
+                device_vtable: optional at = {
                     [A B C] "_ZTVN2tt8tt_metal6DeviceE";
                 }
             }

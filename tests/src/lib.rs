@@ -3,6 +3,7 @@
 #![allow(clippy::panic, reason = "a test that can't go on says so")]
 
 pub mod real;
+pub mod releases;
 pub mod standin;
 
 use std::path::{Path, PathBuf};
