@@ -357,6 +357,8 @@ def no_events():
     del held[:-1]
     del given
     yield "the old ones dropped"
+    del held[:]
+    yield "the new one dropped"
 
 
 def per_core():
