@@ -53,6 +53,18 @@ class Runtime:
         owner = self.call(name, ctypes.c_void_p, self.mesh(mesh))
         return ctypes.c_void_p.from_address(owner)
 
+    def state(self, mesh):
+        """The state of a mesh's allocator: what is taken."""
+        state = (ctypes.c_uint64 * 64)()
+        name = "_ZNK2tt8tt_metal13AllocatorImpl13extract_stateEv"
+        self.call(name, None, ctypes.byref(state), self.allocator(mesh))
+        return state
+
+    def take_over(self, mesh, state):
+        """Has a mesh's allocator forget its own state for this one."""
+        name = "_ZN2tt8tt_metal13AllocatorImpl14override_stateERKNS0_14AllocatorStateE"
+        self.call(name, None, self.allocator(mesh), ctypes.byref(state))
+
     def chips(self, mesh):
         """The addresses of the chips' own allocators, by chip."""
         devices = (ctypes.c_void_p * 3)()
@@ -361,6 +373,37 @@ def no_events():
     yield "the new one dropped"
 
 
+def states():
+    """Allocators that take over another's state, or an earlier one of their own."""
+    mesh = open_mesh()
+    held = [tensor(mesh, 512, 512), tensor(mesh, 256, 256), tensor(mesh, 64, 64, L1)]
+    early = runtime.state(mesh)
+    ttnn.deallocate(held[1])
+    held.append(tensor(mesh, 1024, 1024))
+    yield "went on"
+    runtime.take_over(mesh, early)
+    # The list of buffers knows nothing of it.
+    scenarios.has_list = False
+    yield "as before"
+    held.append(tensor(mesh, 96, 96))
+    held.append(tensor(mesh, 96, 96, L1))
+    yield "new ones"
+    ttnn.deallocate(held[-1])
+    yield "a new one freed"
+    shape = ttnn.MeshShape(ROWS, COLUMNS if ROWS * COLUMNS == 1 else COLUMNS // 2)
+    part = mesh.create_submeshes(shape)[-1]
+    meshes.append(part)
+    held.append(tensor(part, 64, 64))
+    runtime.take_over(part, runtime.state(mesh))
+    yield "a submesh like its parent"
+    held.append(tensor(part, 64, 64))
+    yield "its own beside it"
+    close_mesh(part)
+    yield "closed"
+    held[0] = tensor(mesh, 32, 32)
+    yield "an old one dropped"
+
+
 def per_core():
     """Tensors whose memory is taken from each core by itself, by the chips' own allocators."""
     mesh = open_mesh()
@@ -419,5 +462,6 @@ def per_core_books(mesh):
 
 if __name__ == "__main__":
     main([
-        programs, leaks, traces, sub_devices, captures, l1_small, families, no_events, per_core,
+        programs, leaks, traces, sub_devices, captures, l1_small, families, no_events, states,
+        per_core,
     ])  # fmt: skip
