@@ -49,7 +49,7 @@ const ON_HARDWARE: [(&str, usize); 8] = [
     ("no_events", 10),
 ];
 /// The one that needs the mode HYBRID, which there is from 0.70.1 on.
-const PER_CORE: (&str, usize) = ("per_core", 6);
+const PER_CORE: (&str, usize) = ("per_core", 7);
 /// Whether the report's size of a bank follows sub-device managers, rather than being as of opening.
 const CAPACITY_FOLLOWS: bool = false;
 
