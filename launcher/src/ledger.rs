@@ -314,7 +314,8 @@ struct Allocator {
     /// By the Buffer object and the address, so that objects that come back cost no search.
     by_buffer: HashMap<(u64, u64), Vec<u64>>,
     by_address: BTreeMap<(MemoryType, u64), Vec<u64>>,
-    /// What was let go all at once, and whose objects may still ask to free it: by object and address.
+    /// What was let go all at once, or by another's free, and whose objects may still ask to free it: by
+    /// object and address.
     released: HashMap<(u64, u64), MemoryType>,
 }
 
@@ -326,7 +327,12 @@ impl Allocator {
         }
         // A destructor that runs after `deallocate_buffers`: the runtime frees whatever lies there now.
         let kind = self.released.remove(&(buffer, address))?;
-        Some(self.by_address.get(&(kind, address)).and_then(|ids| ids.last()).copied())
+        let victim = self.by_address.get(&(kind, address)).and_then(|ids| ids.last()).copied();
+        // The one that lies there has its own free yet to come.
+        if let Some(one) = victim.and_then(|id| self.live.get(&id)) {
+            self.released.insert((one.buffer, one.address), kind);
+        }
+        Some(victim)
     }
 
     fn insert(&mut self, id: u64, allocation: Allocation) {
@@ -1247,6 +1253,21 @@ mod tests {
         assert_eq!(story.ledger.anomalies.unknown_frees, 0, "nothing lay there");
         story.free(ALLOCATOR, 3, 0);
         assert_eq!(story.ledger.anomalies.unknown_frees, 1);
+    }
+
+    #[test]
+    fn what_a_stale_free_took_may_still_be_freed() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 1, 0, 0, 64);
+        story.release(ALLOCATOR, 0);
+        story.allocate(ALLOCATOR, 2, 0, 0, 32);
+        story.free(ALLOCATOR, 1, 0);
+        story.allocate(ALLOCATOR, 3, 0, 0, 96);
+        story.free(ALLOCATOR, 2, 0);
+        assert_eq!(story.dram(0).live.buffers, 0, "it took the third one in turn");
+        story.free(ALLOCATOR, 3, 0);
+        assert_eq!(story.ledger.anomalies.unknown_frees, 0);
+        assert_eq!((story.dram(0).frees, story.dram(0).released), (2, 1));
     }
 
     #[test]

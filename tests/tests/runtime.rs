@@ -3,9 +3,13 @@
 //! A case is a release on a cluster of mock chips. It runs `workloads/scenarios.py` under `ttalloc-run`,
 //! which ends in a forked process at each checkpoint, after it printed what the runtime says. The
 //! report's figures for that process must be the same.
+//!
+//! `workloads/hardware.py` does likewise, with the library of `hardware/` preloaded, by which mock chips
+//! take the paths that only hardware takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -13,8 +17,9 @@ use serde_json::Value;
 use ttalloc::demo::cluster::{Arch, Cluster};
 use ttalloc::ledger::MemoryType;
 use ttalloc::report::{Exit, Report};
-use ttalloc_tests::Run;
 use ttalloc_tests::real::{available, run_python, runtime};
+use ttalloc_tests::standin::Compiler;
+use ttalloc_tests::{Run, hardware};
 
 /// The releases, with their eras.
 const RELEASES: [(&str, &str); 4] =
@@ -30,6 +35,23 @@ const CLUSTERS: [(Arch, u32); 5] = [
 const SCENARIOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/scenarios.py");
 /// How many checkpoints the scenarios have together.
 const CHECKPOINTS: usize = 42;
+
+const HARDWARE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/hardware.py");
+/// The scenarios of that, and how many checkpoints each has.
+const ON_HARDWARE: [(&str, usize); 8] = [
+    ("programs", 7),
+    ("leaks", 6),
+    ("traces", 6),
+    ("sub_devices", 8),
+    ("captures", 8),
+    ("l1_small", 5),
+    ("families", 6),
+    ("no_events", 10),
+];
+/// The one that needs the mode HYBRID, which there is from 0.70.1 on.
+const PER_CORE: (&str, usize) = ("per_core", 7);
+/// Whether the report's size of a bank follows sub-device managers, rather than being as of opening.
+const CAPACITY_FOLLOWS: bool = false;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -54,6 +76,17 @@ fn cases() -> Vec<Trial> {
             }
         }
     }
+    for (release, era) in RELEASES {
+        for (arch, chips) in CLUSTERS {
+            let Some(cluster) = Cluster::of(arch, chips) else { continue };
+            let name = format!("hardware::{release}::{arch:?}_{chips}").to_lowercase();
+            cases.push(Trial::test(name, move || agrees_on_hardware(release, era, cluster)));
+            if release != "0.66.0" {
+                let name = format!("per_core::{release}::{arch:?}_{chips}").to_lowercase();
+                cases.push(Trial::test(name, move || agrees_per_core(release, era, cluster)));
+            }
+        }
+    }
     cases.push(Trial::test("alone_in_its_process", one_process_a_run));
     cases.push(Trial::test("failed_allocations_are_counted", failures));
     cases.push(Trial::test("planned_buffers_take_nothing", planned));
@@ -68,10 +101,35 @@ fn scenario(
     arguments: &[&str],
     prepare: impl FnOnce(&mut Command),
 ) -> Run {
+    workload(SCENARIOS, release, cluster, arguments, prepare)
+}
+
+fn workload(
+    script: &str,
+    release: &str,
+    cluster: Cluster,
+    arguments: &[&str],
+    prepare: impl FnOnce(&mut Command),
+) -> Run {
     let (rows, columns) = (cluster.rows.to_string(), cluster.columns.to_string());
-    let all = [&[SCENARIOS, &rows, &columns], arguments].concat();
+    let all = [&[script, &rows, &columns], arguments].concat();
     let all: Vec<_> = all.into_iter().map(OsStr::new).collect();
     run_python(&runtime(release), cluster, &all, prepare)
+}
+
+/// The same with the library that lets mock chips do as hardware does.
+fn on_hardware(
+    release: &str,
+    cluster: Cluster,
+    arguments: &[&str],
+    prepare: impl FnOnce(&mut Command),
+) -> Result<Run, Failed> {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let library = hardware::library(&Compiler::find()?, cache);
+    Ok(workload(HARDWARE, release, cluster, arguments, |command| {
+        command.env("LD_PRELOAD", library);
+        prepare(command);
+    }))
 }
 
 fn agrees_with_the_runtime(
@@ -85,12 +143,31 @@ fn agrees_with_the_runtime(
             command.env("TT_METAL_SHM_TRACKING_DISABLED", "1");
         }
     });
+    agrees(&run, era, CHECKPOINTS)
+}
+
+fn agrees_on_hardware(release: &str, era: &str, cluster: Cluster) -> Result<(), Failed> {
+    let names: Vec<_> = ON_HARDWARE.iter().map(|(name, _)| *name).collect();
+    let run = on_hardware(release, cluster, &[&["all"], names.as_slice()].concat(), |_| {})?;
+    agrees(&run, era, ON_HARDWARE.iter().map(|(_, checkpoints)| checkpoints).sum())
+}
+
+fn agrees_per_core(release: &str, era: &str, cluster: Cluster) -> Result<(), Failed> {
+    let (name, checkpoints) = PER_CORE;
+    let run = on_hardware(release, cluster, &["all", name], |command| {
+        command.env("TT_METAL_ALLOCATOR_MODE_HYBRID", "1");
+    })?;
+    agrees(&run, era, checkpoints)
+}
+
+/// Holds a run against all that it printed, `checkpoints` lines.
+fn agrees(run: &Run, era: &str, checkpoints: usize) -> Result<(), Failed> {
     if !run.output.status.success() {
         return Err(run.describe().into());
     }
-    let said = checkpoints(&run)?;
-    if said.len() != CHECKPOINTS {
-        return Err(format!("{} checkpoints instead of {CHECKPOINTS}", said.len()).into());
+    let said = printed(run)?;
+    if said.len() != checkpoints {
+        return Err(format!("{} checkpoints instead of {checkpoints}", said.len()).into());
     }
     let mut wrong = Vec::new();
     for books in &said {
@@ -113,7 +190,7 @@ fn one_process_a_run() -> Result<(), Failed> {
     for (name, number) in [("aliases", "3"), ("reopening", "4"), ("submeshes", "2"), ("mixed", "1")]
     {
         let run = scenario("0.81.1", cluster, &[name, number], |_| {});
-        let said = checkpoints(&run)?;
+        let said = printed(&run)?;
         let [books] = said.as_slice() else { return Err(run.describe().into()) };
         let mut wrong = Vec::new();
         let report = run.report();
@@ -202,7 +279,7 @@ fn two_records_a_tensor() -> Result<(), Failed> {
     Ok(())
 }
 
-fn checkpoints(run: &Run) -> Result<Vec<Value>, Failed> {
+fn printed(run: &Run) -> Result<Vec<Value>, Failed> {
     let parse = |line: &str| serde_json::from_str(line).map_err(|why| format!("{why}: {line}"));
     let lines = run.stdout();
     let lines = lines.lines().filter(|line| line.starts_with('{'));
@@ -213,50 +290,101 @@ fn checkpoints(run: &Run) -> Result<Vec<Value>, Failed> {
 fn compare(report: &Report, pid: u32, books: &Value, wrong: &mut dyn FnMut(String)) {
     let devices = || report.devices.iter().filter(|device| device.pid == pid);
     let memory = books["memory"].as_object().expect("the books have memory");
-    let mut places: BTreeMap<(String, String, u64), usize> = BTreeMap::new();
-    let mut on_chip: BTreeMap<(i32, String), u64> = BTreeMap::new();
-    for buffer in books["buffers"].as_array().expect("the books have buffers") {
-        let kind = buffer["type"].as_str().expect("a type").to_owned();
-        let place = (buffer["chips"].to_string(), kind.clone(), number(&buffer["address"]));
-        *places.entry(place).or_default() += 1;
-        for chip in buffer["chips"].as_array().expect("chips") {
-            *on_chip.entry((number(chip) as i32, kind.clone())).or_default() += 1;
-        }
-    }
     for chip in memory.keys() {
         if !devices().any(|device| device.chip.to_string() == *chip) {
             wrong(format!("chip {chip} is missing"));
         }
     }
     for device in devices() {
-        let said = memory.get(&device.chip.to_string());
+        let chip = device.chip.to_string();
+        // What lies in the chip's own allocator, on single cores: none of it is in a mesh's books.
+        let alone = &books["per_core"][&chip];
+        let said = memory.get(&chip);
         for memory in &device.memory {
-            let expected = said.map_or(0, |said| number(&said[memory.kind.to_string()]));
-            let (chip, kind, live) = (device.chip, memory.kind, memory.live);
+            let (kind, live) = (memory.kind, memory.live);
+            let expected = said.map_or(0, |said| number(&said[kind.to_string()]));
             if live.bytes_per_bank != expected {
                 wrong(format!(
                     "{kind} of chip {chip}: {} bytes per bank, the runtime says {expected}",
                     live.bytes_per_bank
                 ));
             }
-            let expected = on_chip.get(&(chip, kind.to_string())).copied().unwrap_or(0);
-            if live.buffers != expected {
+            let mut expected = expected * u64::from(memory.banks);
+            if kind == MemoryType::L1 {
+                expected += alone["bytes"].as_u64().unwrap_or(0);
+            }
+            if live.reserved_bytes != expected {
                 wrong(format!(
-                    "{kind} of chip {chip}: {} buffers, the runtime says {expected}",
-                    live.buffers
+                    "{kind} of chip {chip}: {live:?} over {} banks, the runtime says {expected}",
+                    memory.banks
                 ));
             }
-            if live.reserved_bytes != live.bytes_per_bank * u64::from(memory.banks) {
-                wrong(format!("{kind} of chip {chip}: {live:?} over {} banks", memory.banks));
+            let capacity = books["capacity"][&chip][kind.to_string()].as_u64();
+            let capacity = capacity.filter(|_| CAPACITY_FOLLOWS);
+            if capacity.is_some_and(|capacity| capacity != memory.bank_bytes) {
+                wrong(format!(
+                    "{kind} of chip {chip}: {} bytes in a bank, the runtime says {capacity:?}",
+                    memory.bank_bytes
+                ));
             }
         }
     }
+    if let Some(buffers) = books["buffers"].as_array() {
+        compare_places(report, pid, buffers, &books["per_core"], wrong);
+    }
+}
+
+/// Holds the report's live buffers against the runtime's list, and the number of those on single cores,
+/// which aren't in that.
+fn compare_places(
+    report: &Report,
+    pid: u32,
+    buffers: &[Value],
+    per_core: &Value,
+    wrong: &mut dyn FnMut(String),
+) {
+    let mut places: BTreeMap<(BTreeSet<i32>, String, u64), usize> = BTreeMap::new();
+    let mut on_chip: BTreeMap<(i32, String), u64> = BTreeMap::new();
+    for buffer in buffers {
+        let kind = buffer["type"].as_str().expect("a type").to_owned();
+        // A mesh that is reshaped may have its chips in another order afterwards.
+        let chips = buffer["chips"].as_array().expect("chips").iter();
+        let chips: BTreeSet<_> = chips.map(|chip| number(chip) as i32).collect();
+        let place = (chips, kind.clone(), number(&buffer["address"]));
+        *places.entry(place).or_default() += 1;
+        for chip in buffer["chips"].as_array().expect("chips") {
+            *on_chip.entry((number(chip) as i32, kind.clone())).or_default() += 1;
+        }
+    }
+    let alone = |chip: i32| number(&per_core[chip.to_string()]["buffers"]);
+    for device in report.devices.iter().filter(|device| device.pid == pid) {
+        for memory in &device.memory {
+            let (chip, kind) = (device.chip, memory.kind);
+            let mut expected = on_chip.get(&(chip, kind.to_string())).copied().unwrap_or(0);
+            if kind == MemoryType::L1 && per_core.is_object() {
+                expected += alone(chip);
+            }
+            if memory.live.buffers != expected {
+                wrong(format!(
+                    "{kind} of chip {chip}: {} buffers, the runtime says {expected}",
+                    memory.live.buffers
+                ));
+            }
+        }
+    }
+    let mut others: BTreeMap<i32, u64> = BTreeMap::new();
     for buffer in report.live_buffers.iter().filter(|buffer| buffer.pid == pid) {
-        let chips = format!("{:?}", buffer.chips).replace(' ', "");
-        let place = (chips, buffer.kind.to_string(), buffer.address);
-        match places.get_mut(&place) {
-            Some(count) if *count > 0 => *count -= 1,
+        let place =
+            (buffer.chips.iter().copied().collect(), buffer.kind.to_string(), buffer.address);
+        match (places.get_mut(&place), buffer.chips.as_slice()) {
+            (Some(count), _) if *count > 0 => *count -= 1,
+            (_, &[chip]) if per_core.is_object() => *others.entry(chip).or_default() += 1,
             _ => wrong(format!("a live buffer that the runtime does not have: {place:?}")),
+        }
+    }
+    for (chip, count) in others {
+        if count != alone(chip) {
+            wrong(format!("{count} buffers on cores of chip {chip} instead of {}", alone(chip)));
         }
     }
     for (place, count) in places.into_iter().filter(|&(_, count)| count > 0) {
