@@ -1,5 +1,7 @@
 //! The JSON report, schema `ttalloc.report/1`. The types here are the schema; `docs/report.md` explains.
 
+mod reconcile;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
@@ -7,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use ttalloc_symbols::{Era, SYMBOLS, Use};
 
 use crate::ledger::{Ledger, MemoryType, Process as Books, Totals};
+
+pub use self::reconcile::{Difference, FailedAllocation, Occasion, Reconciled};
 
 /// The schema's name and version.
 pub const SCHEMA: &str = "ttalloc.report/1";
@@ -38,6 +42,12 @@ pub struct Report {
     pub devices: Vec<Device>,
     /// What was still allocated when the processes ended.
     pub live_buffers: Vec<LiveBuffer>,
+    /// The first 100 allocations that ended in an exception, in order.
+    #[serde(default)]
+    pub failures: Vec<FailedAllocation>,
+    /// How many more there were.
+    #[serde(default)]
+    pub further_failures: u64,
 }
 
 /// How a process ended.
@@ -70,6 +80,9 @@ pub struct Integrity {
     /// Buffers that were made at a given address where no allocator had given anything. They take
     /// memory that no figure here includes. A mesh's buffer counts once, not once per chip.
     pub external_placements: u64,
+    /// How often the runtime's allocators were asked what they have given, and what came of it.
+    #[serde(default)]
+    pub reconciled: Reconciled,
     /// What is missing or doubtful, in words, one sentence each. Empty if `complete`.
     pub problems: Vec<String>,
     /// Whether nothing is known to be missing.
@@ -244,6 +257,8 @@ impl Report {
             meshes: Vec::new(),
             devices: Vec::new(),
             live_buffers: Vec::new(),
+            failures: reconcile::failures(ledger, since_start),
+            further_failures: ledger.reconciliation.further_failures,
         };
         for books in ledger.processes.values() {
             let pid = pid_of(books);
@@ -400,6 +415,9 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
             _ => problems.push(format!("{who} did not tell its runtime")),
         }
     }
+    let reconciled =
+        reconcile::reconciled(ledger, |time_ns| time_ns.saturating_sub(run.started_ns));
+    problems.extend(reconciled.problem());
     for pid in &run.still_running {
         problems.push(format!("process {pid} was still running when the program had ended"));
     }
@@ -412,6 +430,7 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         inherited_frees: found.inherited_frees,
         unattributed: found.unattributed,
         external_placements: found.external_placements,
+        reconciled,
         complete: problems.is_empty(),
         problems,
     }

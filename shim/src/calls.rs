@@ -115,13 +115,23 @@ pub unsafe fn with_chips(runtime: &Runtime, mesh: usize, then: impl FnOnce(&[u8]
     }
     // SAFETY: the vector's elements, which we own until they are deleted below.
     then(unsafe { std::slice::from_raw_parts(begin as *const u8, end.saturating_sub(begin)) });
-    if runtime.operator_delete != 0 {
-        // SAFETY: `operator delete(void*, size_t)`, or the one without a size, which ignores the second
-        // register.
-        let delete = unsafe {
-            mem::transmute::<usize, unsafe extern "C" fn(usize, usize)>(runtime.operator_delete)
-        };
-        // SAFETY: the vector's memory came from the matching operator new, and nobody else has it.
-        unsafe { delete(begin, end_of_memory - begin) };
+    // SAFETY: the vector's memory, and nobody else has it.
+    unsafe { operator_delete(runtime, begin, end_of_memory - begin) };
+}
+
+/// Gives the runtime back some memory of `bytes` bytes; leaves it be if it isn't known how.
+///
+/// # Safety
+/// The memory must come from the runtime's `operator new`, and nobody may use it any more.
+pub unsafe fn operator_delete(runtime: &Runtime, memory: usize, bytes: usize) {
+    if runtime.operator_delete == 0 {
+        return;
     }
+    // SAFETY: `operator delete(void*, size_t)`, or the one without a size, which ignores the second
+    // register.
+    let delete = unsafe {
+        mem::transmute::<usize, unsafe extern "C" fn(usize, usize)>(runtime.operator_delete)
+    };
+    // SAFETY: as the caller promises.
+    unsafe { delete(memory, bytes) };
 }

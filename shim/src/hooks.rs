@@ -11,6 +11,7 @@ use ttalloc_ring::record::{self, Body, TYPES};
 use ttalloc_symbols::{catalogue, index_of};
 
 use crate::calls::{self, DeviceKind};
+use crate::reconcile::{self, Operation};
 use crate::runtime;
 use crate::session::Recorder;
 
@@ -131,6 +132,33 @@ impl<B: Body> Drop for OnException<B> {
     }
 }
 
+/// An allocation that is being tried. If it is dropped, as by an exception, it has failed.
+struct Attempt {
+    recorder: Recorder,
+    failed: record::Failed,
+    operation: Option<Operation<'static>>,
+}
+
+impl Attempt {
+    /// It went well. The operation is over when its record is written.
+    fn succeed(mut self) -> Option<Operation<'static>> {
+        let operation = self.operation.take();
+        mem::forget(self);
+        operation
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.recorder.write(&self.failed);
+        drop(self.operation.take());
+        let allocator = self.failed.allocator as usize;
+        // SAFETY: the allocator is alive, being the argument of a call that is only now being left; the
+        // exception that leaves it has unlocked it.
+        unsafe { reconcile::at_failure(&self.recorder, allocator, &self.failed) };
+    }
+}
+
 unsafe fn allocate(
     recorder: Option<Recorder>,
     forward: impl FnOnce() -> usize,
@@ -150,9 +178,10 @@ unsafe fn allocate(
         buffer_type: wanted.buffer_type.into(),
         reserved: 0,
     };
-    let on_exception = OnException { recorder, record: failed };
+    let operation = recorder.watch().operation(allocator);
+    let attempt = Attempt { recorder, failed, operation };
     let address = forward();
-    mem::forget(on_exception);
+    let _operation = attempt.succeed();
     // SAFETY: the buffer is alive, and the allocator has given up its lock.
     let bytes_per_bank = unsafe { calls::bytes_per_bank(recorder.runtime(), buffer) };
     recorder.write(&record::Allocate {
@@ -176,10 +205,12 @@ unsafe fn deallocate(
     allocator: usize,
     buffer: usize,
 ) -> usize {
+    let mut _operation = None;
     if let Some(recorder) = recorder {
         // SAFETY: the buffer is alive and allocated; were it not, this would throw as the real call
         // does, which asks for the address too.
         let address = unsafe { calls::address(recorder.runtime(), buffer) } as u32;
+        _operation = recorder.watch().operation(allocator);
         recorder.write(&record::Free {
             allocator: allocator as u64,
             buffer: buffer as u64,
@@ -195,7 +226,9 @@ unsafe fn deallocate_all(
     forward: impl FnOnce() -> usize,
     allocator: usize,
 ) -> usize {
+    let mut _operation = None;
     if let Some(recorder) = recorder {
+        _operation = recorder.watch().operation(allocator);
         recorder.write(&record::Release { allocator: allocator as u64, ends: 0 });
         forget_latest();
     }
@@ -218,6 +251,7 @@ unsafe fn allocator_end(
 ) -> usize {
     if let Some(recorder) = recorder {
         recorder.forget(allocator);
+        recorder.watch().end(allocator);
         recorder.write(&record::Release { allocator: allocator as u64, ends: 1 });
         forget_latest();
     }
@@ -369,6 +403,8 @@ unsafe fn mesh_close(
     mesh: usize,
 ) -> usize {
     let Some(recorder) = recorder else { return forward() };
+    // SAFETY: the mesh is the call's argument. It is open as long as it is known.
+    unsafe { reconcile::at_close(&recorder, mesh) };
     recorder.forget(mesh);
     let device = mesh as u64;
     recorder.write(&record::Close { device, failed: 0 });
@@ -455,6 +491,7 @@ unsafe fn describe_allocator(recorder: &Recorder, allocator: usize, device: usiz
     described.alignment = unsafe { calls::alignment(runtime, allocator, 0) } as u32;
     recorder.write(&described);
     recorder.remember(allocator);
+    recorder.watch().begin(allocator, device, !recorder.is_forked());
 }
 
 /// Describes a device to the launcher, if it is of a known kind and that wasn't done.
@@ -490,9 +527,10 @@ unsafe fn describe_device(recorder: &Recorder, device: usize) {
 /// `mesh` must point to a live, open MeshDevice.
 unsafe fn describe_mesh(recorder: &Recorder, mesh: usize) {
     let runtime = recorder.runtime();
+    // SAFETY: as the caller promises.
+    unsafe { describe_device(recorder, mesh) };
     if !runtime.has("mesh_allocator") {
-        // SAFETY: as the caller promises.
-        return unsafe { describe_device(recorder, mesh) };
+        return;
     }
     // SAFETY: as the caller promises; the result refers to a unique_ptr of the mesh.
     let owner = unsafe { calls::mesh_allocator(runtime, mesh) };
@@ -501,5 +539,7 @@ unsafe fn describe_mesh(recorder: &Recorder, mesh: usize) {
     if allocator != 0 {
         // SAFETY: a live allocator of the mesh.
         unsafe { describe_allocator(recorder, allocator, mesh) };
+        // It is as new as the mesh, also in a forked process.
+        recorder.watch().begin(allocator, mesh, true);
     }
 }

@@ -131,6 +131,13 @@ macro_rules! catalogue {
                     [A] "_ZNK2tt8tt_metal9Allocator13get_alignmentENS0_10BufferTypeE";
                     [B C] "_ZNK2tt8tt_metal13AllocatorImpl13get_alignmentENS0_10BufferTypeE";
                 }
+                // Statistics get_statistics(BufferType const&) const: bytes per bank, four words
+                // (allocatable, allocated, free, largest free block), up to 0.68 with a vector behind.
+                // Takes the allocator's lock; throws for SYSTEM_MEMORY and types without banks.
+                statistics: optional (result: usize, allocator: usize, buffer_type: usize) = {
+                    [A] "_ZNK2tt8tt_metal9Allocator14get_statisticsERKNS0_10BufferTypeE";
+                    [B C] "_ZNK2tt8tt_metal13AllocatorImpl14get_statisticsERKNS0_10BufferTypeE";
+                }
                 // unique_ptr<AllocatorImpl> const& MeshDevice::allocator_impl() const
                 mesh_allocator: optional (mesh: usize) = {
                     [A] "_ZNK2tt8tt_metal11distributed10MeshDevice9allocatorEv";
