@@ -346,6 +346,8 @@ pub enum StatisticsState {
     Busy = 1,
     /// The allocator has memory that no record tells of: it came with a fork.
     Inherited = 2,
+    /// The allocator gives L1 core by core, which its statistics leave out.
+    PerCore = 3,
 }
 
 #[cfg(test)]

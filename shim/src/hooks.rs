@@ -11,7 +11,7 @@ use ttalloc_ring::record::{self, Body, TYPES};
 use ttalloc_symbols::{catalogue, index_of};
 
 use crate::calls::{self, DeviceKind};
-use crate::reconcile::{self, Operation};
+use crate::reconcile::{self, OF_CHIP, Operation, WHOLE};
 use crate::runtime;
 use crate::session::Recorder;
 
@@ -433,6 +433,18 @@ unsafe fn device_close(
     unsafe { mesh_close(recorder, forward, device) }
 }
 
+unsafe fn hybrid(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _allocator: usize,
+    _allocators: usize,
+) -> usize {
+    if let Some(recorder) = recorder {
+        recorder.watch().give_core_by_core();
+    }
+    forward()
+}
+
 /// What a buffer is that is about to be allocated.
 ///
 /// # Safety
@@ -491,7 +503,11 @@ unsafe fn describe_allocator(recorder: &Recorder, allocator: usize, device: usiz
     described.alignment = unsafe { calls::alignment(runtime, allocator, 0) } as u32;
     recorder.write(&described);
     recorder.remember(allocator);
-    recorder.watch().begin(allocator, device, !recorder.is_forked());
+    // SAFETY: as the caller promises.
+    let is_of_chip = unsafe { calls::device_kind(runtime, device) } == Some(DeviceKind::Chip);
+    let whole = if recorder.is_forked() { 0 } else { WHOLE };
+    let flags = whole | if is_of_chip { OF_CHIP } else { 0 };
+    recorder.watch().begin(allocator, device, flags);
 }
 
 /// Describes a device to the launcher, if it is of a known kind and that wasn't done.
@@ -540,6 +556,6 @@ unsafe fn describe_mesh(recorder: &Recorder, mesh: usize) {
         // SAFETY: a live allocator of the mesh.
         unsafe { describe_allocator(recorder, allocator, mesh) };
         // It is as new as the mesh, also in a forked process.
-        recorder.watch().begin(allocator, mesh, true);
+        recorder.watch().begin(allocator, mesh, WHOLE);
     }
 }

@@ -34,6 +34,8 @@ pub struct Watch {
     sets: [[Entry; 4]; 16],
     /// How many ends were seen.
     ends: AtomicU64,
+    /// 1 if chips' own allocators give L1 core by core.
+    per_core: AtomicU64,
 }
 
 /// One allocator.
@@ -44,9 +46,14 @@ pub struct Entry {
     /// Operations that began, and of these the ones that are over. Each has written one record.
     started: AtomicU64,
     finished: AtomicU64,
-    /// 1 if all that it has given was given by this process.
-    whole: AtomicU64,
+    /// Of [`WHOLE`] and [`OF_CHIP`], what applies.
+    flags: AtomicU64,
 }
+
+/// All that the allocator has given was given by this process.
+pub const WHOLE: u64 = 1;
+/// It is a chip's own, not a mesh's.
+pub const OF_CHIP: u64 = 2;
 
 impl Watch {
     fn set(&self, allocator: usize) -> &[Entry; 4] {
@@ -62,12 +69,11 @@ impl Watch {
             .find(|entry| entry.allocator.load(Ordering::Acquire) == allocator)
     }
 
-    /// Begins to watch an allocator of `device`, if there is room. `whole` says that nothing was given
-    /// before this process could see it.
-    pub fn begin(&self, allocator: usize, device: usize, whole: bool) {
+    /// Begins to watch an allocator of `device`, if there is room.
+    pub fn begin(&self, allocator: usize, device: usize, flags: u64) {
         if let Some(known) = self.find(allocator) {
             if known.device.load(Ordering::Acquire) == device {
-                known.whole.fetch_or(whole.into(), Ordering::AcqRel);
+                known.flags.fetch_or(flags, Ordering::AcqRel);
                 return;
             }
             // It ended unseen.
@@ -81,7 +87,7 @@ impl Watch {
         entry.device.store(device, Ordering::Relaxed);
         entry.started.store(0, Ordering::Relaxed);
         entry.finished.store(0, Ordering::Relaxed);
-        entry.whole.store(whole.into(), Ordering::Relaxed);
+        entry.flags.store(flags, Ordering::Relaxed);
         entry.allocator.store(allocator, Ordering::Release);
     }
 
@@ -91,6 +97,11 @@ impl Watch {
         if let Some(entry) = self.find(allocator) {
             entry.allocator.store(0, Ordering::Release);
         }
+    }
+
+    /// From now on, chips' own allocators give L1 core by core.
+    pub fn give_core_by_core(&self) {
+        self.per_core.store(1, Ordering::Release);
     }
 
     /// An operation of an allocator begins; it ends when the result is dropped. It must write one
@@ -196,10 +207,16 @@ impl Question<'_> {
                 break;
             }
         }
-        let state = match self.entry.whole.load(Ordering::Acquire) {
-            0 => StatisticsState::Inherited,
-            _ if is_quiet => StatisticsState::Quiet,
-            _ => StatisticsState::Busy,
+        let flags = self.entry.flags.load(Ordering::Acquire);
+        let is_per_core = recorder.watch().per_core.load(Ordering::Acquire) != 0;
+        let state = if flags & WHOLE == 0 {
+            StatisticsState::Inherited
+        } else if flags & OF_CHIP != 0 && is_per_core {
+            StatisticsState::PerCore
+        } else if is_quiet {
+            StatisticsState::Quiet
+        } else {
+            StatisticsState::Busy
         };
         let body = record::Statistics {
             allocator: self.allocator as u64,

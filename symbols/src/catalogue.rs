@@ -90,6 +90,13 @@ macro_rules! catalogue {
                 device_close(device: usize) = {
                     [A B C] "_ZN2tt8tt_metal6Device5closeEv";
                 }
+                // void set_hybrid_device_allocators(vector<AllocatorImpl*> const&), from 0.70.1 on, and
+                // bool try_begin_hybrid_allocation(the same), from 0.80.0 on: a chip's L1 is about to be
+                // given core by core, which the statistics of the chip's allocator leave out.
+                hybrid(allocator: usize, allocators: usize) = {
+                    [B C] "_ZN2tt8tt_metal13AllocatorImpl28set_hybrid_device_allocatorsERKSt6vectorIPS1_SaIS3_EE";
+                    [C] "_ZN2tt8tt_metal13AllocatorImpl27try_begin_hybrid_allocationERKSt6vectorIPS1_SaIS3_EE";
+                }
             }
             lookups {
                 // DeviceAddr Buffer::aligned_size_per_bank() const: bytes in every bank of the type

@@ -18,7 +18,7 @@ pub struct Reconciled {
     /// And the ones that did not.
     pub differed: u64,
     /// Answers that could not be compared: another thread allocated or freed at the time, a record was
-    /// lost, or the allocator came with a fork.
+    /// lost, the allocator came with a fork, or it gives L1 core by core.
     pub skipped: u64,
     /// The first 100 differences.
     pub differences: Vec<Difference>,
