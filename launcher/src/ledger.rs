@@ -752,6 +752,17 @@ mod tests {
             self.tell(&record::Free { allocator, buffer, address }, b"");
         }
 
+        fn fail(&mut self, kind: u32) {
+            let body = record::Failed {
+                allocator: ALLOCATOR,
+                bytes: 1 << 40,
+                page_bytes: 32,
+                buffer_type: kind,
+                reserved: 0,
+            };
+            self.tell(&body, b"");
+        }
+
         fn release(&mut self, allocator: u64, ends: u64) {
             self.tell(&record::Release { allocator, ends }, b"");
         }
@@ -961,6 +972,135 @@ mod tests {
         assert_eq!(story.dram(0).live.buffers, 2);
     }
 
+    /// An allocator's answer after `operations` records: bytes allocated per bank of DRAM and L1.
+    fn answer(
+        operations: u64,
+        cause: record::StatisticsCause,
+        state: record::StatisticsState,
+        allocated: [u64; 2],
+    ) -> (record::Statistics, Vec<u8>) {
+        let body = record::Statistics {
+            allocator: ALLOCATOR,
+            operations,
+            cause: cause as u32,
+            state: state as u32,
+            failed_bytes: 1 << 40,
+            failed_type: 0,
+            reserved: 0,
+        };
+        let of_type = |(kind, allocated): (usize, u64)| record::StatisticsOfType {
+            buffer_type: kind as u64,
+            total: 1 << 30,
+            allocated,
+            free: (1 << 30) - allocated,
+            largest_free: 512,
+        };
+        let answers = allocated.into_iter().enumerate().map(of_type);
+        (body, answers.flat_map(|one| bytemuck::bytes_of(&one).to_vec()).collect())
+    }
+
+    use record::StatisticsCause::{Close, Failure as AtFailure};
+    use record::StatisticsState::{Busy, Inherited, PerCore, Quiet};
+
+    /// Compared, differed, skipped.
+    fn counts(story: &Story) -> [u64; 3] {
+        let found = &story.ledger.reconciliation;
+        [found.compared, found.differed, found.skipped]
+    }
+
+    #[test]
+    fn an_answer_is_compared_if_it_is_about_the_records_that_were_read() {
+        let mut story = Story::with_mesh(2);
+        story.allocate(ALLOCATOR, 1, 0, 0, 100);
+        story.allocate(ALLOCATOR, 2, 1, 0, 64);
+        story.allocate(ALLOCATOR, 3, 0, 128, 32);
+        story.free(ALLOCATOR, 1, 0);
+        let mut ask = |operations, state, allocated| {
+            let (body, tail) = answer(operations, Close, state, allocated);
+            story.tell(&body, &tail);
+            counts(&story)
+        };
+        assert_eq!(ask(4, Quiet, [32, 64]), [1, 0, 0]);
+        // Another thread's record came between, or was lost.
+        assert_eq!(ask(3, Quiet, [160, 64]), [1, 0, 1]);
+        assert_eq!(ask(5, Quiet, [0, 0]), [1, 0, 2]);
+        assert_eq!(ask(4, Busy, [0, 0]), [1, 0, 3]);
+        assert_eq!(ask(4, Inherited, [0, 0]), [1, 0, 4]);
+        assert_eq!(ask(4, PerCore, [0, 0]), [1, 0, 5]);
+        assert_eq!(ask(4, Quiet, [32, 96]), [2, 1, 5]);
+        let expected = Difference {
+            process: 0,
+            chips: vec![0, 1],
+            kind: MemoryType::L1,
+            booked: 64,
+            allocated: 96,
+            cause: Cause::Close,
+            time_ns: story.time_ns,
+        };
+        assert_eq!(story.ledger.reconciliation.differences, [expected]);
+    }
+
+    #[test]
+    fn a_release_and_a_failure_are_operations_and_an_end_begins_anew() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 1, 0, 0, 64);
+        story.fail(0);
+        story.release(ALLOCATOR, 0);
+        let (body, tail) = answer(3, Close, Quiet, [0, 0]);
+        story.tell(&body, &tail);
+        assert_eq!(counts(&story), [1, 0, 0]);
+        story.release(ALLOCATOR, 1);
+        story.tell(&body, &tail);
+        assert_eq!(counts(&story), [1, 0, 1], "nobody knows it");
+        story.allocator(ALLOCATOR, MESH);
+        story.allocate(ALLOCATOR, 1, 0, 0, 64);
+        let (body, tail) = answer(1, Close, Quiet, [64, 0]);
+        story.tell(&body, &tail);
+        assert_eq!(counts(&story), [2, 0, 1]);
+    }
+
+    #[test]
+    fn a_failed_allocation_keeps_how_much_room_there_was() {
+        let mut story = Story::with_mesh(2);
+        story.fail(0);
+        let (body, tail) = answer(9, AtFailure, Busy, [96, 0]);
+        story.tell(&body, &tail[..tail.len() / 2]);
+        story.fail(0);
+        let [with, without] = &*story.ledger.reconciliation.failures else { panic!() };
+        assert_eq!((&*with.chips, with.kind, with.bytes), (&[0, 1][..], MemoryType::Dram, 1 << 40));
+        let room = with.room.map(|room| (room.free, room.largest_free));
+        assert_eq!((room, with.banks), (Some(((1 << 30) - 96, 512)), DRAM_BANKS));
+        assert_eq!(without.room, None);
+    }
+
+    #[test]
+    fn what_is_kept_of_failures_and_differences_is_bounded() {
+        let mut story = Story::with_mesh(1);
+        for operations in 1..=150 {
+            story.fail(0);
+            let (body, tail) = answer(operations, AtFailure, Quiet, [96, 0]);
+            story.tell(&body, &tail);
+        }
+        let found = &story.ledger.reconciliation;
+        assert_eq!((found.compared, found.differed), (150, 150));
+        assert_eq!((found.differences.len(), found.failures.len()), (100, 100));
+        assert_eq!(found.further_failures, 50);
+    }
+
+    #[test]
+    fn an_answer_that_makes_no_sense_is_counted() {
+        let mut story = Story::with_mesh(1);
+        let (body, tail) = answer(0, Close, Quiet, [0, 0]);
+        story.tell(&body, &tail[1..]);
+        story.tell(&record::Statistics { cause: 7, ..body }, &tail);
+        let mut unknown = tail.clone();
+        unknown[0] = 5;
+        story.tell(&body, &unknown);
+        assert_eq!(story.ledger.anomalies.bad_records, 3);
+        story.tell(&body, b"");
+        assert_eq!(counts(&story), [0, 0, 1], "of no type");
+    }
+
     /// A step of a random story, and what it does to the naive books.
     #[derive(Clone, Debug)]
     enum Step {
@@ -1026,6 +1166,10 @@ mod tests {
                         if (chip, kind) == (0, 0) {
                             peak = peak.max(expected);
                         }
+                        let allocators = &story.ledger.processes[&0].allocators;
+                        let of_chip = allocators.values().filter(|one| one.chips.contains(&chip));
+                        let summed: u64 = of_chip.map(|one| one.bytes_per_bank[kind as usize]).sum();
+                        prop_assert_eq!(summed, expected);
                     }
                 }
             }
