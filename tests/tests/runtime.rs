@@ -28,6 +28,7 @@ const CLUSTERS: [(Arch, u32); 5] = [
     (Arch::Blackhole, 8),
 ];
 const SCENARIOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/scenarios.py");
+const CLOSING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/closing.py");
 /// How many checkpoints the scenarios have together.
 const CHECKPOINTS: usize = 42;
 
@@ -53,6 +54,10 @@ fn cases() -> Vec<Trial> {
                 cases.push(Trial::test(name, case));
             }
         }
+    }
+    for (release, _) in RELEASES {
+        let case = move || reconciled(release);
+        cases.push(Trial::test(format!("reconciled::{release}"), case));
     }
     cases.push(Trial::test("alone_in_its_process", one_process_a_run));
     cases.push(Trial::test("failed_allocations_are_counted", failures));
@@ -177,6 +182,39 @@ fn left_at_close() -> Result<(), Failed> {
                 assert_eq!(memory.released, expected);
                 assert_eq!(memory.allocations, memory.frees + memory.released);
             }
+        }
+    }
+    Ok(())
+}
+
+/// The allocators are asked at every close and every failure, say what the books say, and what they say
+/// of their room is what `get_memory_view` says.
+fn reconciled(release: &str) -> Result<(), Failed> {
+    for (arch, chips) in CLUSTERS.into_iter().filter(|&(_, chips)| chips < 32) {
+        let cluster = Cluster::of(arch, chips).ok_or("no cluster")?;
+        let (rows, columns) = (cluster.rows.to_string(), cluster.columns.to_string());
+        let arguments = [CLOSING, &rows, &columns].map(OsStr::new);
+        let run = run_python(&runtime(release), cluster, &arguments, |_| {});
+        let said = checkpoints(&run)?;
+        let [said] = said.as_slice() else { return Err(run.describe().into()) };
+        let report = run.report();
+        let found = &report.integrity.reconciled;
+        let failures = said["failures"].as_array().ok_or("no failures")?;
+        let in_threads = number(&said["in_threads"]);
+        let alone = number(&said["closed"]) + failures.len() as u64;
+        let at = format!("{release} on {chips} of {arch:?}: {found:?}");
+        assert_eq!(found.compared + found.skipped, alone + in_threads, "{at}");
+        assert_eq!((found.agreed, found.differed), (found.compared, 0), "{at}");
+        // Only what happened while two threads allocated may be skipped.
+        assert!(found.compared >= alone, "{at}");
+        assert!(report.integrity.complete, "{:?}", report.integrity.problems);
+        assert_eq!(report.failures.len() as u64, failures.len() as u64 + in_threads);
+        for (ours, theirs) in report.failures.iter().zip(failures) {
+            let said =
+                (theirs["type"].as_str(), number(&theirs["free"]), number(&theirs["largest"]));
+            let kind = ours.kind.to_string();
+            let rooms = (ours.free_bytes_per_bank, ours.largest_free_block_per_bank);
+            assert_eq!((Some(&*kind), rooms), (said.0, (Some(said.1), Some(said.2))), "{at}");
         }
     }
     Ok(())
