@@ -1,5 +1,6 @@
 //! The JSON report, schema `ttalloc.report/1`. The types here are the schema; `docs/report.md` explains.
 
+mod cross_check;
 mod reconcile;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use ttalloc_symbols::{Era, SYMBOLS, Use};
 
 use crate::ledger::{Ledger, MemoryType, Process as Books, Totals};
 
+pub use self::cross_check::{CounterDifference, CrossCheck, CrossCheckState};
 pub use self::reconcile::{Difference, FailedAllocation, Occasion, Reconciled};
 
 /// The schema's name and version.
@@ -83,6 +85,9 @@ pub struct Integrity {
     /// How often the runtime's allocators were asked what they have given, and what came of it.
     #[serde(default)]
     pub reconciled: Reconciled,
+    /// What came of comparing with tt-metal's own counters; null if that was not asked for.
+    #[serde(default)]
+    pub cross_check: Option<CrossCheck>,
     /// What is missing or doubtful, in words, one sentence each. Empty if `complete`.
     pub problems: Vec<String>,
     /// Whether nothing is known to be missing.
@@ -431,6 +436,7 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         unattributed: found.unattributed,
         external_placements: found.external_placements,
         reconciled,
+        cross_check: None,
         complete: problems.is_empty(),
         problems,
     }
