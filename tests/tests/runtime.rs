@@ -12,9 +12,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 use ttalloc::demo::cluster::{Arch, Cluster};
 use ttalloc::ledger::MemoryType;
-use ttalloc::report::{Exit, Report};
+use ttalloc::report::{CrossCheck, CrossCheckState, Exit, Report};
 use ttalloc_tests::Run;
-use ttalloc_tests::real::{available, run_python, runtime};
+use ttalloc_tests::real::{available, run_python, run_python_with, runtime};
 
 /// The releases, with their eras.
 const RELEASES: [(&str, &str); 4] =
@@ -59,6 +59,11 @@ fn cases() -> Vec<Trial> {
         let case = move || reconciled(release);
         cases.push(Trial::test(format!("reconciled::{release}"), case));
     }
+    for release in ["0.76.0", "0.81.1"] {
+        let case = move || cross_check(release);
+        cases.push(Trial::test(format!("cross_check::{release}"), case));
+    }
+    cases.push(Trial::test("cross_check_without_counters", no_counters));
     cases.push(Trial::test("alone_in_its_process", one_process_a_run));
     cases.push(Trial::test("failed_allocations_are_counted", failures));
     cases.push(Trial::test("planned_buffers_take_nothing", planned));
@@ -73,10 +78,20 @@ fn scenario(
     arguments: &[&str],
     prepare: impl FnOnce(&mut Command),
 ) -> Run {
+    scenario_with(&[], release, cluster, arguments, prepare)
+}
+
+fn scenario_with(
+    options: &[&str],
+    release: &str,
+    cluster: Cluster,
+    arguments: &[&str],
+    prepare: impl FnOnce(&mut Command),
+) -> Run {
     let (rows, columns) = (cluster.rows.to_string(), cluster.columns.to_string());
     let all = [&[SCENARIOS, &rows, &columns], arguments].concat();
     let all: Vec<_> = all.into_iter().map(OsStr::new).collect();
-    run_python(&runtime(release), cluster, &all, prepare)
+    run_python_with(options, &runtime(release), cluster, &all, prepare)
 }
 
 fn agrees_with_the_runtime(
@@ -216,6 +231,67 @@ fn reconciled(release: &str) -> Result<(), Failed> {
             let rooms = (ours.free_bytes_per_bank, ours.largest_free_block_per_bank);
             assert_eq!((Some(&*kind), rooms), (said.0, (Some(said.1), Some(said.2))), "{at}");
         }
+    }
+    Ok(())
+}
+
+fn cross_checked(
+    release: &str,
+    scenario: [&str; 2],
+    prepare: impl FnOnce(&mut Command),
+) -> Result<(Run, CrossCheck), Failed> {
+    let cluster = Cluster::of(Arch::Wormhole, 8).ok_or("no cluster")?;
+    let run = scenario_with(&["--cross-check"], release, cluster, &scenario, prepare);
+    let check = run.report().integrity.cross_check.clone().ok_or("no cross-check")?;
+    Ok((run, check))
+}
+
+/// The runtime's own counters say the same, but where they are known not to.
+fn cross_check(release: &str) -> Result<(), Failed> {
+    // Two types of memory on eight chips, open at the end; the second after ops and their programs.
+    for scenario in [["interleaved", "1"], ["ops", "3"], ["interleaved", "3"]] {
+        let (run, check) = cross_checked(release, scenario, |_| {})?;
+        let counts = (check.state, check.compared, check.agreed, check.differed);
+        assert_eq!(counts, (CrossCheckState::Compared, 16, 16, 0), "{scenario:?}: {check:?}");
+        assert!(run.report().devices.iter().all(|device| device.memory[0].live.bytes > 0));
+        let said = "ttalloc: cross-check: 16 of 16 figures agree with tt-metal's own counters";
+        assert!(run.stderr().contains(said), "{}", run.stderr());
+    }
+    // A process that has closed its devices has given its counters back.
+    let (run, check) = cross_checked(release, ["reopening", "1"], |_| {})?;
+    assert_eq!((check.compared, check.agreed), (16, 16), "{check:?}");
+    assert!(run.report().devices.iter().all(|device| device.memory[0].live.bytes == 0));
+    // Planned buffers are counted, and what a submesh leaves behind.
+    for (scenario, reason) in
+        [(["planned", "0"], "only planned"), (["submeshes", "3"], "all at once")]
+    {
+        let (run, check) = cross_checked(release, scenario, |_| {})?;
+        assert!(check.differed > 0, "{scenario:?}: {check:?}");
+        assert_eq!(check.differences.len() as u64, check.differed);
+        for one in &check.differences {
+            assert!(one.counter_bytes > one.bytes, "{one:?}");
+            assert!(one.reasons.iter().any(|why| why.contains(reason)), "{one:?}");
+        }
+        assert!(run.stderr().contains("ttalloc: cross-check: process"), "{}", run.stderr());
+        assert!(run.report().integrity.complete, "the books are not doubted for it");
+    }
+    Ok(())
+}
+
+/// Where there are no counters, that is said.
+fn no_counters() -> Result<(), Failed> {
+    let off = |command: &mut Command| {
+        command.env("TT_METAL_SHM_TRACKING_DISABLED", "1");
+    };
+    let runs = [
+        cross_checked("0.66.0", ["interleaved", "1"], |_| {})?,
+        cross_checked("0.81.1", ["interleaved", "1"], off)?,
+    ];
+    for (run, check) in runs {
+        assert_eq!((check.state, check.compared), (CrossCheckState::Unavailable, 0), "{check:?}");
+        let [reason] = &*check.reasons else { return Err(format!("{check:?}").into()) };
+        assert!(reason.contains("no counters on chips [0, 1, 2, 3, 4, 5, 6, 7]"), "{reason}");
+        assert!(run.stderr().contains(&format!("ttalloc: cross-check: {reason}")));
     }
     Ok(())
 }

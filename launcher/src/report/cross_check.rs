@@ -277,3 +277,188 @@ impl<'a> Context<'a> {
         reasons
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Exit;
+    use crate::run::counters::Slot;
+    use ttalloc_ring::record::{self, Body, Head, TYPES};
+
+    const PID: u32 = 7;
+    const MESH: u64 = 0x1000;
+    const ALLOCATOR: u64 = 0x2000;
+
+    #[derive(Default)]
+    struct Story(Ledger);
+
+    impl Story {
+        fn tell<B: Body>(&mut self, process: u32, body: &B, tail: &[u8]) {
+            let head = Head { kind: B::KIND as u32, process, time_ns: 1 };
+            let bytes = [bytemuck::bytes_of(&head), bytemuck::bytes_of(body), tail].concat();
+            self.0.enter(&bytes);
+        }
+
+        /// A process that holds so many bytes of DRAM on these chips, and has freed some L1.
+        fn process(mut self, process: u32, pid: u32, chips: &[i32], bytes: u64) -> Story {
+            let body = record::Process { pid, parent_pid: 1, forked: 0, argv_cut: 0 };
+            self.tell(process, &body, b"python3\0");
+            let body = record::Device { device: MESH, id: 0, arch: 2, is_mesh: 1, reserved: 0 };
+            self.tell(process, &body, bytemuck::cast_slice(chips));
+            let body = record::Allocator {
+                allocator: ALLOCATOR,
+                device: MESH,
+                bank_bytes: [1 << 30; TYPES],
+                banks: [12; TYPES],
+                alignment: 32,
+            };
+            self.tell(process, &body, b"");
+            for (buffer, buffer_type) in [(1, 1), (2, 0)] {
+                let body = record::Allocate {
+                    allocator: ALLOCATOR,
+                    buffer,
+                    address: 32,
+                    bytes,
+                    bytes_per_bank: 32,
+                    page_bytes: 32,
+                    buffer_type,
+                    reserved: 0,
+                };
+                self.tell(process, &body, b"");
+            }
+            let body = record::Free { allocator: ALLOCATOR, buffer: 1, address: 32 };
+            self.tell(process, &body, b"");
+            self
+        }
+
+        fn check(&self, before: &[(&str, Region)], after: &[(&str, Region)]) -> CrossCheck {
+            let counters = |files: &[(&str, Region)]| Counters {
+                files: files
+                    .iter()
+                    .map(|(name, region)| (name.into(), Ok(region.clone())))
+                    .collect(),
+            };
+            CrossCheck::new(&counters(before), &counters(after), &run(), &self.0)
+        }
+    }
+
+    fn run() -> Run {
+        Run {
+            command: Vec::new(),
+            started: jiff::Timestamp::UNIX_EPOCH,
+            started_ns: 0,
+            duration_ns: 1,
+            pid: PID,
+            exit: Exit::Code(0),
+            dropped: 0,
+            torn: 0,
+            still_running: Vec::new(),
+        }
+    }
+
+    fn region(chip: i32, updated: u64, slots: &[(u32, u64)]) -> Region {
+        let slot = |&(pid, bytes)| Slot { pid, bytes: [bytes, 0, 0, 0], updated };
+        Region { updated, chips: vec![chip], slots: slots.iter().map(slot).collect() }
+    }
+
+    fn counts(check: &CrossCheck) -> [u64; 3] {
+        [check.compared, check.agreed, check.differed]
+    }
+
+    #[test]
+    fn every_chip_and_type_that_was_used_is_compared() {
+        let story = Story::default().process(0, PID, &[0, 1], 4096);
+        let check = story.check(
+            &[],
+            &[
+                ("zero", region(0, 5, &[(PID, 4096)])),
+                ("one", region(1, 5, &[(9, 1), (PID, 4096)])),
+            ],
+        );
+        assert_eq!((counts(&check), check.state), ([4, 4, 0], CrossCheckState::Compared));
+        assert_eq!(check.sentences(), ["4 of 4 figures agree with tt-metal's own counters"]);
+    }
+
+    #[test]
+    fn a_difference_names_its_file_and_what_may_cause_it() {
+        let story = Story::default().process(0, PID, &[0], 4096);
+        let differing = |before: &[(&str, Region)], after: Region| {
+            let check = story.check(before, &[("zero", after)]);
+            assert_eq!((counts(&check), check.state), ([2, 1, 1], CrossCheckState::Compared));
+            let one = check.differences[0].clone();
+            assert_eq!(
+                (one.pid, &*one.chips, one.kind, &*one.file),
+                (PID, &[0][..], MemoryType::Dram, "zero")
+            );
+            assert_eq!(one.bytes, 4096);
+            assert!(check.sentences()[1].contains(&one.reasons[0]));
+            (one.counter_bytes, one.reasons[0].clone())
+        };
+        let (bytes, why) = differing(&[], region(0, 5, &[(PID, 8192)]));
+        assert!(bytes == 8192 && why.contains("only planned"), "{why}");
+        let (bytes, why) = differing(&[], region(0, 5, &[(PID, 96)]));
+        assert!(bytes == 96 && why.contains("other threads"), "{why}");
+        let older = [("zero", region(0, 4, &[(PID, 96)]))];
+        let (bytes, why) = differing(&older, region(0, 5, &[(PID, 96 + 4096)]));
+        assert!(bytes == 96 + 4096 && why.contains("older process"), "{why}");
+        let dead: Vec<_> = (100..164).map(|pid| (pid, 1)).collect();
+        let (bytes, why) = differing(&[], region(0, 5, &dead));
+        assert!(bytes == 0 && why.contains("no room"), "{why}");
+    }
+
+    #[test]
+    fn an_older_processs_counters_are_not_taken_for_this_ones() {
+        let story = Story::default().process(0, PID, &[0], 4096);
+        let mut after = region(0, 4, &[(PID, 4096)]);
+        let before = [("zero", after.clone())];
+        after.updated = 5;
+        let check = story.check(&before, &[("zero", after)]);
+        assert_eq!((counts(&check), check.differences[0].counter_bytes), ([2, 1, 1], 0));
+    }
+
+    #[test]
+    fn the_later_of_two_programs_with_one_pid_has_the_counters() {
+        let story = Story::default().process(0, PID, &[0], 4096).process(1, PID, &[0], 512);
+        let check = story.check(&[], &[("zero", region(0, 5, &[(PID, 4096 + 512)]))]);
+        assert_eq!(counts(&check), [2, 1, 1]);
+        assert_eq!(check.differences[0].bytes, 512);
+        assert!(check.differences[0].reasons[0].contains("exec"));
+    }
+
+    #[test]
+    fn processes_that_see_other_chips_have_their_own_files() {
+        // Each calls its only chip 0.
+        let story = Story::default().process(0, PID, &[0], 64).process(1, 8, &[0], 128);
+        let files = [("a", region(0, 5, &[(PID, 64)])), ("b", region(0, 5, &[(8, 128)]))];
+        assert_eq!(counts(&story.check(&[], &files)), [4, 4, 0]);
+    }
+
+    #[test]
+    fn a_file_with_several_chips_is_compared_with_their_sum() {
+        let story = Story::default().process(0, PID, &[0, 1], 64);
+        let mut both = region(0, 5, &[(PID, 128)]);
+        both.chips.push(1);
+        assert_eq!(counts(&story.check(&[], &[("both", both)])), [2, 2, 0]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_said() {
+        let story = Story::default().process(0, PID, &[0, 1], 64);
+        let old = region(1, 5, &[]);
+        let check = story
+            .check(&[("one", old.clone())], &[("zero", region(0, 5, &[(PID, 64)])), ("one", old)]);
+        assert_eq!((counts(&check), check.state), ([2, 2, 0], CrossCheckState::Partly));
+        assert!(check.reasons[0].starts_with("process 7 had no counters on chips [1]: "));
+        let check = story.check(&[], &[]);
+        assert_eq!((counts(&check), check.state), ([0, 0, 0], CrossCheckState::Unavailable));
+        assert!(check.sentences()[0].contains("from 0.70.1 on"));
+
+        let mut files = Counters::default();
+        files.files.insert("odd".into(), Err("its layout is version 9".to_owned()));
+        let check = CrossCheck::new(&Counters::default(), &files, &run(), &story.0);
+        assert_eq!(check.reasons[1], "odd can't be used: its layout is version 9");
+
+        let check = Story::default().check(&[], &[]);
+        assert_eq!(check.reasons, ["no process allocated any memory that could be counted"]);
+    }
+}
