@@ -157,7 +157,8 @@ impl CrossCheck {
         for (path, (region, chips)) in files {
             for (at, kind) in COUNTED.into_iter().enumerate() {
                 let sum = |figure: fn(&crate::ledger::Memory) -> u64| -> u64 {
-                    chips.iter().map(|chip| figure(books.chips[chip].memory(kind))).sum()
+                    let figures = chips.iter().map(|chip| figure(books.chips[chip].memory(kind)));
+                    figures.fold(0, u64::saturating_add)
                 };
                 let bytes = sum(|memory| memory.live.bytes);
                 let slot = context.slot(path, region, pid);
