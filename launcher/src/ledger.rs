@@ -12,6 +12,8 @@
 //!
 //! Nothing here does I/O, and no record can make it panic.
 
+mod reconcile;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
@@ -25,6 +27,7 @@ use crate::programs::{Programs, Running, Shape};
 const MOST_OVERLAPS: usize = 100;
 /// How many purposes memory may have.
 const PURPOSES: usize = Purpose::ALL.len();
+pub use self::reconcile::{Cause, Difference, Failure, Reconciliation};
 
 /// tt-metal's `BufferType`: the kind of memory.
 #[derive(
@@ -311,6 +314,10 @@ struct Allocator {
     banks: [u32; TYPES],
     alignment: u64,
     live: HashMap<u64, Allocation>,
+    /// What that takes in each bank, by [`MemoryType::ALL`].
+    bytes_per_bank: [u64; TYPES],
+    /// How many records of allocations, frees and releases were read.
+    operations: u64,
     /// By the Buffer object and the address, so that objects that come back cost no search.
     by_buffer: HashMap<(u64, u64), Vec<u64>>,
     by_address: BTreeMap<(MemoryType, u64), Vec<u64>>,
@@ -340,11 +347,15 @@ impl Allocator {
         self.released.remove(&object);
         self.by_buffer.entry(object).or_default().push(id);
         self.by_address.entry((allocation.kind, allocation.address)).or_default().push(id);
+        let used = &mut self.bytes_per_bank[allocation.kind as usize];
+        *used = used.saturating_add(allocation.totals.bytes_per_bank);
         self.live.insert(id, allocation);
     }
 
     fn remove(&mut self, id: u64) -> Option<Allocation> {
         let allocation = self.live.remove(&id)?;
+        let used = &mut self.bytes_per_bank[allocation.kind as usize];
+        *used = used.saturating_sub(allocation.totals.bytes_per_bank);
         let object = (allocation.buffer, allocation.address);
         if let Some(ids) = self.by_buffer.get_mut(&object) {
             ids.retain(|&other| other != id);
@@ -493,6 +504,8 @@ pub struct Ledger {
     pub events: u64,
     /// What did not add up.
     pub anomalies: Anomalies,
+    /// What the runtime said of the same memory.
+    pub reconciliation: Reconciliation,
     next_id: u64,
 }
 
@@ -505,8 +518,14 @@ impl Ledger {
             return;
         };
         let process = self.processes.entry(head.process).or_default();
-        let mut entry =
-            Entry { head, process, anomalies: &mut self.anomalies, next_id: &mut self.next_id };
+        let mut entry = Entry {
+            head,
+            process,
+            anomalies: &mut self.anomalies,
+            reconciliation: &mut self.reconciliation,
+            next_id: &mut self.next_id,
+        };
+        entry.count_operation(&record);
         match record {
             Record::Process(body, tail) => entry.process(body, tail.0),
             Record::Runtime(body, tail) => entry.runtime(body, tail.0),
@@ -534,6 +553,7 @@ impl Ledger {
             Record::Unplanned(body, _) => entry.unplanned(body.buffer),
             Record::Trace(body, _) => entry.trace(&body),
             Record::Regions(body, regions) => entry.regions(&body, regions.0),
+            Record::Statistics(body, tail) => entry.statistics(body, tail),
         }
     }
 }
@@ -552,6 +572,7 @@ struct Entry<'a> {
     head: Head,
     process: &'a mut Process,
     anomalies: &'a mut Anomalies,
+    reconciliation: &'a mut Reconciliation,
     next_id: &'a mut u64,
 }
 
@@ -965,6 +986,7 @@ impl Entry<'_> {
             self.anomalies.bad_records += 1;
             return;
         };
+        self.note_failure(body, kind);
         let known = self.process.allocators.get(&body.allocator);
         let Some(allocator) = known.filter(|allocator| !allocator.chips.is_empty()) else {
             self.anomalies.unattributed += 1;
@@ -994,6 +1016,7 @@ impl Entry<'_> {
         }
         allocator.by_buffer.clear();
         allocator.by_address.clear();
+        allocator.bytes_per_bank = [0; TYPES];
         if ends {
             self.process.allocators.remove(&address);
         }
@@ -1164,6 +1187,17 @@ mod tests {
 
         fn free(&mut self, allocator: u64, buffer: u64, address: u64) {
             self.tell(&record::Free { allocator, buffer, address }, b"");
+        }
+
+        fn fail(&mut self, kind: u32) {
+            let body = record::Failed {
+                allocator: ALLOCATOR,
+                bytes: 1 << 40,
+                page_bytes: 32,
+                buffer_type: kind,
+                reserved: 0,
+            };
+            self.tell(&body, b"");
         }
 
         fn release(&mut self, allocator: u64, ends: u64) {
@@ -1394,6 +1428,135 @@ mod tests {
         assert_eq!(story.dram(0).live.buffers, 2);
     }
 
+    /// An allocator's answer after `operations` records: bytes allocated per bank of DRAM and L1.
+    fn answer(
+        operations: u64,
+        cause: record::StatisticsCause,
+        state: record::StatisticsState,
+        allocated: [u64; 2],
+    ) -> (record::Statistics, Vec<u8>) {
+        let body = record::Statistics {
+            allocator: ALLOCATOR,
+            operations,
+            cause: cause as u32,
+            state: state as u32,
+            failed_bytes: 1 << 40,
+            failed_type: 0,
+            reserved: 0,
+        };
+        let of_type = |(kind, allocated): (usize, u64)| record::StatisticsOfType {
+            buffer_type: kind as u64,
+            total: 1 << 30,
+            allocated,
+            free: (1 << 30) - allocated,
+            largest_free: 512,
+        };
+        let answers = allocated.into_iter().enumerate().map(of_type);
+        (body, answers.flat_map(|one| bytemuck::bytes_of(&one).to_vec()).collect())
+    }
+
+    use record::StatisticsCause::{Close, Failure as AtFailure};
+    use record::StatisticsState::{Busy, Inherited, PerCore, Quiet};
+
+    /// Compared, differed, skipped.
+    fn counts(story: &Story) -> [u64; 3] {
+        let found = &story.ledger.reconciliation;
+        [found.compared, found.differed, found.skipped]
+    }
+
+    #[test]
+    fn an_answer_is_compared_if_it_is_about_the_records_that_were_read() {
+        let mut story = Story::with_mesh(2);
+        story.allocate(ALLOCATOR, 1, 0, 0, 100);
+        story.allocate(ALLOCATOR, 2, 1, 0, 64);
+        story.allocate(ALLOCATOR, 3, 0, 128, 32);
+        story.free(ALLOCATOR, 1, 0);
+        let mut ask = |operations, state, allocated| {
+            let (body, tail) = answer(operations, Close, state, allocated);
+            story.tell(&body, &tail);
+            counts(&story)
+        };
+        assert_eq!(ask(4, Quiet, [32, 64]), [1, 0, 0]);
+        // Another thread's record came between, or was lost.
+        assert_eq!(ask(3, Quiet, [160, 64]), [1, 0, 1]);
+        assert_eq!(ask(5, Quiet, [0, 0]), [1, 0, 2]);
+        assert_eq!(ask(4, Busy, [0, 0]), [1, 0, 3]);
+        assert_eq!(ask(4, Inherited, [0, 0]), [1, 0, 4]);
+        assert_eq!(ask(4, PerCore, [0, 0]), [1, 0, 5]);
+        assert_eq!(ask(4, Quiet, [32, 96]), [2, 1, 5]);
+        let expected = Difference {
+            process: 0,
+            chips: vec![0, 1],
+            kind: MemoryType::L1,
+            booked: 64,
+            allocated: 96,
+            cause: Cause::Close,
+            time_ns: story.time_ns,
+        };
+        assert_eq!(story.ledger.reconciliation.differences, [expected]);
+    }
+
+    #[test]
+    fn a_release_and_a_failure_are_operations_and_an_end_begins_anew() {
+        let mut story = Story::with_mesh(1);
+        story.allocate(ALLOCATOR, 1, 0, 0, 64);
+        story.fail(0);
+        story.release(ALLOCATOR, 0);
+        let (body, tail) = answer(3, Close, Quiet, [0, 0]);
+        story.tell(&body, &tail);
+        assert_eq!(counts(&story), [1, 0, 0]);
+        story.release(ALLOCATOR, 1);
+        story.tell(&body, &tail);
+        assert_eq!(counts(&story), [1, 0, 1], "nobody knows it");
+        story.allocator(ALLOCATOR, MESH);
+        story.allocate(ALLOCATOR, 1, 0, 0, 64);
+        let (body, tail) = answer(1, Close, Quiet, [64, 0]);
+        story.tell(&body, &tail);
+        assert_eq!(counts(&story), [2, 0, 1]);
+    }
+
+    #[test]
+    fn a_failed_allocation_keeps_how_much_room_there_was() {
+        let mut story = Story::with_mesh(2);
+        story.fail(0);
+        let (body, tail) = answer(9, AtFailure, Busy, [96, 0]);
+        story.tell(&body, &tail[..tail.len() / 2]);
+        story.fail(0);
+        let [with, without] = &*story.ledger.reconciliation.failures else { panic!() };
+        assert_eq!((&*with.chips, with.kind, with.bytes), (&[0, 1][..], MemoryType::Dram, 1 << 40));
+        let room = with.room.map(|room| (room.free, room.largest_free));
+        assert_eq!((room, with.banks), (Some(((1 << 30) - 96, 512)), DRAM_BANKS));
+        assert_eq!(without.room, None);
+    }
+
+    #[test]
+    fn what_is_kept_of_failures_and_differences_is_bounded() {
+        let mut story = Story::with_mesh(1);
+        for operations in 1..=150 {
+            story.fail(0);
+            let (body, tail) = answer(operations, AtFailure, Quiet, [96, 0]);
+            story.tell(&body, &tail);
+        }
+        let found = &story.ledger.reconciliation;
+        assert_eq!((found.compared, found.differed), (150, 150));
+        assert_eq!((found.differences.len(), found.failures.len()), (100, 100));
+        assert_eq!(found.further_failures, 50);
+    }
+
+    #[test]
+    fn an_answer_that_makes_no_sense_is_counted() {
+        let mut story = Story::with_mesh(1);
+        let (body, tail) = answer(0, Close, Quiet, [0, 0]);
+        story.tell(&body, &tail[1..]);
+        story.tell(&record::Statistics { cause: 7, ..body }, &tail);
+        let mut unknown = tail.clone();
+        unknown[0] = 5;
+        story.tell(&body, &unknown);
+        assert_eq!(story.ledger.anomalies.bad_records, 3);
+        story.tell(&body, b"");
+        assert_eq!(counts(&story), [0, 0, 1], "of no type");
+    }
+
     /// A step of a random story, and what it does to the naive books.
     #[derive(Clone, Debug)]
     enum Step {
@@ -1459,6 +1622,10 @@ mod tests {
                         if (chip, kind) == (0, 0) {
                             peak = peak.max(expected);
                         }
+                        let allocators = &story.ledger.processes[&0].allocators;
+                        let of_chip = allocators.values().filter(|one| one.chips.contains(&chip));
+                        let summed: u64 = of_chip.map(|one| one.bytes_per_bank[kind as usize]).sum();
+                        prop_assert_eq!(summed, expected);
                     }
                 }
             }
@@ -1468,7 +1635,7 @@ mod tests {
 
         #[test]
         fn no_record_panics(records in prop::collection::vec(
-            (0..12_u32, prop::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 0..120)),
+            (prop_oneof![0..12_u32, 20..22_u32], prop::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 0..120)),
             0..60,
         )) {
             let mut story = Story::with_mesh(2);

@@ -1,5 +1,8 @@
 //! The JSON report, schema `ttalloc.report/1`. The types here are the schema; `docs/report.md` explains.
 
+mod cross_check;
+mod reconcile;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
@@ -9,6 +12,9 @@ use ttalloc_symbols::{Era, SYMBOLS, Use};
 
 use crate::ledger::{self, Ledger, MemoryType, Process as Books, Totals, Usage};
 use crate::programs::{self, BufferKind};
+
+pub use self::cross_check::{CounterDifference, CrossCheck, CrossCheckState};
+pub use self::reconcile::{Difference, FailedAllocation, Occasion, Reconciled};
 
 /// The schema's name and version.
 pub const SCHEMA: &str = "ttalloc.report/1";
@@ -48,6 +54,12 @@ pub struct Report {
     /// Allocations of different allocators that had the same memory of a chip at the same time: the
     /// first 100 of a process.
     pub overlaps: Vec<Overlap>,
+    /// The first 100 allocations that ended in an exception, in order.
+    #[serde(default)]
+    pub failures: Vec<FailedAllocation>,
+    /// How many more there were.
+    #[serde(default)]
+    pub further_failures: u64,
 }
 
 /// How a process ended.
@@ -85,6 +97,12 @@ pub struct Integrity {
     pub overlaps: u64,
     /// Programs that ended and are not in `programs`, for there were too many different ones.
     pub programs_left_out: u64,
+    /// How often the runtime's allocators were asked what they have given, and what came of it.
+    #[serde(default)]
+    pub reconciled: Reconciled,
+    /// What came of comparing with tt-metal's own counters; null if that was not asked for.
+    #[serde(default)]
+    pub cross_check: Option<CrossCheck>,
     /// What is missing or doubtful, in words, one sentence each. Empty if `complete`.
     pub problems: Vec<String>,
     /// Whether nothing is known to be missing.
@@ -503,6 +521,8 @@ impl Report {
             programs: Vec::new(),
             traces: Vec::new(),
             overlaps: Vec::new(),
+            failures: reconcile::failures(ledger, since_start),
+            further_failures: ledger.reconciliation.further_failures,
         };
         let peak = |usage: &Usage| Peak { totals: usage.peak, time_ns: since_start(usage.peak_ns) };
         for books in ledger.processes.values() {
@@ -810,6 +830,9 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         .map(|(path, gap)| format!("{path} has no symbol for {}: {}", gap.role, gap.cost))
         .collect();
     problems.extend(lacking);
+    let reconciled =
+        reconcile::reconciled(ledger, |time_ns| time_ns.saturating_sub(run.started_ns));
+    problems.extend(reconciled.problem());
     for pid in &run.still_running {
         problems.push(format!("process {pid} was still running when the program had ended"));
     }
@@ -824,6 +847,8 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         external_placements: found.external_placements,
         overlaps: ledger.processes.values().map(|books| books.overlap_count).sum(),
         programs_left_out: ledger.processes.values().map(|books| books.programs.left_out).sum(),
+        reconciled,
+        cross_check: None,
         complete: problems.is_empty(),
         problems,
     }

@@ -98,6 +98,8 @@ kinds! {
     Regions = 18,
     /// A program was put into a workload.
     Enlisted = 19,
+    /// An allocator was asked how much it has given.
+    Statistics = 20,
 }
 
 /// The body of one kind of record.
@@ -109,6 +111,14 @@ pub trait Body: Pod {
 /// What follows a record's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tail<'a>(pub &'a [u8]);
+
+impl<'a> Tail<'a> {
+    /// The tail as entries of one kind; None if they don't fill it.
+    pub fn entries<T: Pod>(self) -> Option<impl Iterator<Item = T> + 'a> {
+        let entries = self.0.chunks_exact(size_of::<T>());
+        entries.remainder().is_empty().then(|| entries.map(bytemuck::pod_read_unaligned))
+    }
+}
 
 /// Why some bytes are not a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -498,6 +508,67 @@ pub struct Regions {
     pub reserved: u32,
 }
 
+/// Body of [`Kind::Statistics`]; the tail is a [`StatisticsOfType`] for every type that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Statistics {
+    /// Who was asked.
+    pub allocator: u64,
+    /// How many records of its allocations, frees and releases were written before it was asked. With
+    /// any more or fewer, the answer is not about the state that the records give.
+    pub operations: u64,
+    /// A [`StatisticsCause`].
+    pub cause: u32,
+    /// A [`StatisticsState`].
+    pub state: u32,
+    /// What was asked for in vain, in bytes, if that was the cause.
+    pub failed_bytes: u64,
+    /// And its type.
+    pub failed_type: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// One type's part of [`Statistics`]: bytes in each bank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct StatisticsOfType {
+    /// tt-metal's `BufferType`.
+    pub buffer_type: u64,
+    /// What may be allocated at all.
+    pub total: u64,
+    /// What is allocated.
+    pub allocated: u64,
+    /// What is free.
+    pub free: u64,
+    /// The largest piece of that.
+    pub largest_free: u64,
+}
+
+/// Why an allocator was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum StatisticsCause {
+    /// Its device is about to close.
+    Close = 0,
+    /// It could not give what was asked for.
+    Failure = 1,
+}
+
+/// What there is to make of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum StatisticsState {
+    /// Nothing happened meanwhile, as far as its writer saw.
+    Quiet = 0,
+    /// Other threads allocated or freed at that time.
+    Busy = 1,
+    /// The allocator has memory that no record tells of: it came with a fork.
+    Inherited = 2,
+    /// The allocator gives L1 core by core, which its statistics leave out.
+    PerCore = 3,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -531,6 +602,17 @@ mod tests {
         let mut unknown = bytes.clone();
         unknown[0] = 99;
         assert_eq!(Record::decode(&unknown), Err(DecodeError::Kind(99)));
+    }
+
+    #[test]
+    fn a_tail_of_entries_comes_back_whole_or_not_at_all() {
+        let one =
+            StatisticsOfType { buffer_type: 1, total: 2, allocated: 3, free: 4, largest_free: 5 };
+        let bytes = [bytemuck::bytes_of(&one), bytemuck::bytes_of(&one)].concat();
+        let entries = |bytes| Tail(bytes).entries().map(Iterator::collect::<Vec<_>>);
+        assert_eq!(entries(&bytes), Some(vec![one, one]));
+        assert_eq!(entries(b""), Some(vec![]));
+        assert_eq!(entries(&bytes[..79]), None);
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub unsafe fn with_kernel_name(runtime: &Runtime, kernel: usize, then: impl FnOn
     then(unsafe { std::slice::from_raw_parts(text as *const u8, length) });
     if text != result + 2 * size_of::<usize>() {
         // SAFETY: memory from the matching operator new, which nobody else has.
-        unsafe { delete(runtime, text, capacity + 1) };
+        unsafe { operator_delete(runtime, text, capacity + 1) };
     }
 }
 
@@ -213,15 +213,15 @@ pub unsafe fn with_chips(runtime: &Runtime, mesh: usize, then: impl FnOnce(&[u8]
     }
     // SAFETY: the vector's elements, which we own until they are deleted below.
     then(unsafe { std::slice::from_raw_parts(begin as *const u8, end.saturating_sub(begin)) });
-    // SAFETY: the vector's memory came from the matching operator new, and nobody else has it.
-    unsafe { delete(runtime, begin, end_of_memory - begin) };
+    // SAFETY: the vector's memory, and nobody else has it.
+    unsafe { operator_delete(runtime, begin, end_of_memory - begin) };
 }
 
-/// Gives back what the runtime's `operator new` gave.
+/// Gives the runtime back some memory of `bytes` bytes; leaves it be if it isn't known how.
 ///
 /// # Safety
-/// Nothing else may use the memory, which must be of as many bytes.
-unsafe fn delete(runtime: &Runtime, address: usize, bytes: usize) {
+/// The memory must come from the runtime's `operator new`, and nobody may use it any more.
+pub unsafe fn operator_delete(runtime: &Runtime, memory: usize, bytes: usize) {
     if runtime.operator_delete == 0 {
         return;
     }
@@ -231,5 +231,5 @@ unsafe fn delete(runtime: &Runtime, address: usize, bytes: usize) {
         mem::transmute::<usize, unsafe extern "C" fn(usize, usize)>(runtime.operator_delete)
     };
     // SAFETY: as the caller promises.
-    unsafe { delete(address, bytes) };
+    unsafe { delete(memory, bytes) };
 }

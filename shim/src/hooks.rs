@@ -14,6 +14,7 @@ use ttalloc_symbols::{catalogue, index_of};
 use crate::calls::{self, DeviceKind};
 use crate::elf;
 use crate::programs::*;
+use crate::reconcile::{self, OF_CHIP, Operation, WHOLE};
 use crate::runtime;
 use crate::session::Recorder;
 
@@ -134,6 +135,33 @@ impl<B: Body> Drop for OnException<B> {
     }
 }
 
+/// An allocation that is being tried. If it is dropped, as by an exception, it has failed.
+struct Attempt {
+    recorder: Recorder,
+    failed: record::Failed,
+    operation: Option<Operation<'static>>,
+}
+
+impl Attempt {
+    /// It went well. The operation is over when its record is written.
+    fn succeed(mut self) -> Option<Operation<'static>> {
+        let operation = self.operation.take();
+        mem::forget(self);
+        operation
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.recorder.write(&self.failed);
+        drop(self.operation.take());
+        let allocator = self.failed.allocator as usize;
+        // SAFETY: the allocator is alive, being the argument of a call that is only now being left; the
+        // exception that leaves it has unlocked it.
+        unsafe { reconcile::at_failure(&self.recorder, allocator, &self.failed) };
+    }
+}
+
 unsafe fn allocate(
     recorder: Option<Recorder>,
     forward: impl FnOnce() -> usize,
@@ -153,9 +181,10 @@ unsafe fn allocate(
         buffer_type: wanted.buffer_type.into(),
         reserved: 0,
     };
-    let on_exception = OnException { recorder, record: failed };
+    let operation = recorder.watch().operation(allocator);
+    let attempt = Attempt { recorder, failed, operation };
     let address = forward();
-    mem::forget(on_exception);
+    let _operation = attempt.succeed();
     // SAFETY: the buffer is alive, and the allocator has given up its lock.
     let bytes_per_bank = unsafe { calls::bytes_per_bank(recorder.runtime(), buffer) };
     recorder.write(&record::Allocate {
@@ -181,10 +210,12 @@ unsafe fn deallocate(
     allocator: usize,
     buffer: usize,
 ) -> usize {
+    let mut _operation = None;
     if let Some(recorder) = recorder {
         // SAFETY: the buffer is alive and allocated; were it not, this would throw as the real call
         // does, which asks for the address too.
         let address = unsafe { calls::address(recorder.runtime(), buffer) } as u32;
+        _operation = recorder.watch().operation(allocator);
         recorder.write(&record::Free {
             allocator: allocator as u64,
             buffer: buffer as u64,
@@ -200,7 +231,9 @@ unsafe fn deallocate_all(
     forward: impl FnOnce() -> usize,
     allocator: usize,
 ) -> usize {
+    let mut _operation = None;
     if let Some(recorder) = recorder {
+        _operation = recorder.watch().operation(allocator);
         recorder.write(&record::Release { allocator: allocator as u64, ends: 0 });
         forget_latest();
     }
@@ -223,6 +256,7 @@ unsafe fn allocator_end(
 ) -> usize {
     if let Some(recorder) = recorder {
         recorder.forget(allocator);
+        recorder.watch().end(allocator);
         recorder.write(&record::Release { allocator: allocator as u64, ends: 1 });
         forget_latest();
     }
@@ -334,7 +368,11 @@ unsafe fn mesh_open(
         // Whatever was here before is gone, even if its end was not seen.
         recorder.forget(mesh);
         // SAFETY: the mesh is the call's argument and now open.
-        unsafe { describe_opened(&recorder, mesh) };
+        let allocator = unsafe { describe_opened(&recorder, mesh) };
+        if allocator != 0 {
+            // It is as new as the mesh, also in a forked process.
+            recorder.watch().begin(allocator, mesh, WHOLE);
+        }
     }
     result
 }
@@ -374,6 +412,8 @@ unsafe fn mesh_close(
     mesh: usize,
 ) -> usize {
     let Some(recorder) = recorder else { return forward() };
+    // SAFETY: the mesh is the call's argument. It is open as long as it is known.
+    unsafe { reconcile::at_close(&recorder, mesh) };
     recorder.forget(mesh);
     let device = mesh as u64;
     recorder.write(&record::Close { device, failed: 0 });
@@ -400,6 +440,18 @@ unsafe fn device_close(
 ) -> usize {
     // SAFETY: the same in what matters here.
     unsafe { mesh_close(recorder, forward, device) }
+}
+
+unsafe fn hybrid(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _allocator: usize,
+    _allocators: usize,
+) -> usize {
+    if let Some(recorder) = recorder {
+        recorder.watch().give_core_by_core();
+    }
+    forward()
 }
 
 /// What a buffer is that is about to be allocated.
@@ -512,6 +564,11 @@ unsafe fn write_allocator(recorder: &Recorder, allocator: usize, device: usize) 
     };
     recorder.write(&described);
     recorder.remember(allocator);
+    // SAFETY: as the caller promises.
+    let is_of_chip = unsafe { calls::device_kind(runtime, device) } == Some(DeviceKind::Chip);
+    let whole = if recorder.is_forked() { 0 } else { WHOLE };
+    let flags = whole | if is_of_chip { OF_CHIP } else { 0 };
+    recorder.watch().begin(allocator, device, flags);
 }
 
 /// Describes a device to the launcher, if it is of a known kind and that wasn't done.
@@ -552,11 +609,12 @@ pub unsafe fn describe_device(recorder: &Recorder, device: usize) {
     recorder.remember(device);
 }
 
-/// Describes a device that was opened, or whose allocator may have changed, and that allocator.
+/// Describes a device that was opened, or whose allocator may have changed, and that allocator, which is
+/// returned; 0 if it is not known.
 ///
 /// # Safety
 /// `device` must be null or point to a live, open IDevice, whose allocator this thread has not locked.
-unsafe fn describe_opened(recorder: &Recorder, device: usize) {
+unsafe fn describe_opened(recorder: &Recorder, device: usize) -> usize {
     let runtime = recorder.runtime();
     // SAFETY: as the caller promises.
     let owner = match unsafe { calls::device_kind(runtime, device) } {
@@ -568,8 +626,11 @@ unsafe fn describe_opened(recorder: &Recorder, device: usize) {
             // SAFETY: an open device; likewise.
             unsafe { calls::device_allocator(runtime, device) }
         }
-        // SAFETY: as the caller promises.
-        _ => return unsafe { describe_device(recorder, device) },
+        _ => {
+            // SAFETY: as the caller promises.
+            unsafe { describe_device(recorder, device) };
+            return 0;
+        }
     };
     // SAFETY: a unique_ptr with the default deleter is the pointer itself.
     let allocator = unsafe { elf::read::<usize>(owner) };
@@ -577,6 +638,7 @@ unsafe fn describe_opened(recorder: &Recorder, device: usize) {
         // SAFETY: a live allocator of the device.
         unsafe { write_allocator(recorder, allocator, device) };
     }
+    allocator
 }
 
 unsafe fn load_sub_devices(
@@ -625,6 +687,7 @@ unsafe fn override_state(
 ) -> usize {
     let Some(recorder) = recorder else { return forward() };
     let runtime = recorder.runtime();
+    let _operation = recorder.watch().operation(allocator);
     recorder.write(&record::Release { allocator: allocator as u64, ends: 0 });
     forget_latest();
     let result = forward();

@@ -243,6 +243,13 @@ macro_rules! catalogue {
                 release_trace(device: usize, trace: usize) = {
                     [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice18release_mesh_traceERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
                 }
+                // void set_hybrid_device_allocators(vector<AllocatorImpl*> const&), from 0.70.1 on, and
+                // bool try_begin_hybrid_allocation(the same), from 0.80.0 on: a chip's L1 is about to be
+                // given core by core, which the statistics of the chip's allocator leave out.
+                hybrid(allocator: usize, allocators: usize) = {
+                    [B C] "_ZN2tt8tt_metal13AllocatorImpl28set_hybrid_device_allocatorsERKSt6vectorIPS1_SaIS3_EE";
+                    [C] "_ZN2tt8tt_metal13AllocatorImpl27try_begin_hybrid_allocationERKSt6vectorIPS1_SaIS3_EE";
+                }
             }
             lookups {
                 // DeviceAddr Buffer::aligned_size_per_bank() const: bytes in every bank of the type
@@ -283,6 +290,13 @@ macro_rules! catalogue {
                 alignment: optional (allocator: usize, buffer_type: usize) = {
                     [A] "_ZNK2tt8tt_metal9Allocator13get_alignmentENS0_10BufferTypeE";
                     [B C] "_ZNK2tt8tt_metal13AllocatorImpl13get_alignmentENS0_10BufferTypeE";
+                }
+                // Statistics get_statistics(BufferType const&) const: bytes per bank, four words
+                // (allocatable, allocated, free, largest free block), up to 0.68 with a vector behind.
+                // Takes the allocator's lock; throws for SYSTEM_MEMORY and types without banks.
+                statistics: optional (result: usize, allocator: usize, buffer_type: usize) = {
+                    [A] "_ZNK2tt8tt_metal9Allocator14get_statisticsERKNS0_10BufferTypeE";
+                    [B C] "_ZNK2tt8tt_metal13AllocatorImpl14get_statisticsERKNS0_10BufferTypeE";
                 }
                 // unique_ptr<AllocatorImpl> const& MeshDevice::allocator_impl() const
                 mesh_allocator: optional (mesh: usize) = {

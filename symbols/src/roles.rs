@@ -355,6 +355,17 @@ pub const ROLES: &[Role] = &[
     ),
     wanted("program_id", "to learn a program's id", "programs have no ids"),
     wanted("kernel_name", "to learn the names of kernels", "programs have no kernels' names"),
+    wanted(
+        "hybrid",
+        "to know that a chip's L1 is given core by core, which statistics leave out",
+        "the books of single chips' allocators can seem to differ from the runtime's (reconciled)",
+    )
+    .from(Eras::NONE.and(Era::C)),
+    wanted(
+        "statistics",
+        "to ask an allocator for its own figures",
+        "the books are not held against the runtime's (reconciled)",
+    ),
 ];
 
 /// The role called `name`.

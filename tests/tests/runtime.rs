@@ -16,8 +16,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 use ttalloc::demo::cluster::{Arch, Cluster};
 use ttalloc::ledger::MemoryType;
-use ttalloc::report::{Exit, Report};
-use ttalloc_tests::real::{available, run_python, runtime};
+use ttalloc::report::{CrossCheck, CrossCheckState, Exit, Report};
+use ttalloc_tests::real::{available, run_python_with, runtime};
 use ttalloc_tests::standin::Compiler;
 use ttalloc_tests::{Run, hardware};
 
@@ -33,6 +33,7 @@ const CLUSTERS: [(Arch, u32); 5] = [
     (Arch::Blackhole, 8),
 ];
 const SCENARIOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/scenarios.py");
+const CLOSING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/closing.py");
 /// How many checkpoints the scenarios have together.
 const CHECKPOINTS: usize = 42;
 
@@ -50,8 +51,6 @@ const ON_HARDWARE: [(&str, usize); 8] = [
 ];
 /// The one that needs the mode HYBRID, which there is from 0.70.1 on.
 const PER_CORE: (&str, usize) = ("per_core", 7);
-/// Whether the report's size of a bank follows sub-device managers, rather than being as of opening.
-const CAPACITY_FOLLOWS: bool = false;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -87,6 +86,15 @@ fn cases() -> Vec<Trial> {
             }
         }
     }
+    for (release, _) in RELEASES {
+        let case = move || reconciled(release);
+        cases.push(Trial::test(format!("reconciled::{release}"), case));
+    }
+    for release in ["0.76.0", "0.81.1"] {
+        let case = move || cross_check(release);
+        cases.push(Trial::test(format!("cross_check::{release}"), case));
+    }
+    cases.push(Trial::test("cross_check_without_counters", no_counters));
     cases.push(Trial::test("alone_in_its_process", one_process_a_run));
     cases.push(Trial::test("failed_allocations_are_counted", failures));
     cases.push(Trial::test("planned_buffers_take_nothing", planned));
@@ -101,11 +109,12 @@ fn scenario(
     arguments: &[&str],
     prepare: impl FnOnce(&mut Command),
 ) -> Run {
-    workload(SCENARIOS, release, cluster, arguments, prepare)
+    workload(SCENARIOS, &[], release, cluster, arguments, prepare)
 }
 
 fn workload(
     script: &str,
+    options: &[&str],
     release: &str,
     cluster: Cluster,
     arguments: &[&str],
@@ -114,7 +123,7 @@ fn workload(
     let (rows, columns) = (cluster.rows.to_string(), cluster.columns.to_string());
     let all = [&[script, &rows, &columns], arguments].concat();
     let all: Vec<_> = all.into_iter().map(OsStr::new).collect();
-    run_python(&runtime(release), cluster, &all, prepare)
+    run_python_with(options, &runtime(release), cluster, &all, prepare)
 }
 
 /// The same with the library that lets mock chips do as hardware does.
@@ -126,7 +135,7 @@ fn on_hardware(
 ) -> Result<Run, Failed> {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = hardware::library(&Compiler::find()?, cache);
-    Ok(workload(HARDWARE, release, cluster, arguments, |command| {
+    Ok(workload(HARDWARE, &[], release, cluster, arguments, |command| {
         command.env("LD_PRELOAD", library);
         prepare(command);
     }))
@@ -259,6 +268,100 @@ fn left_at_close() -> Result<(), Failed> {
     Ok(())
 }
 
+/// The allocators are asked at every close and every failure, say what the books say, and what they say
+/// of their room is what `get_memory_view` says.
+fn reconciled(release: &str) -> Result<(), Failed> {
+    for (arch, chips) in CLUSTERS.into_iter().filter(|&(_, chips)| chips < 32) {
+        let cluster = Cluster::of(arch, chips).ok_or("no cluster")?;
+        let (rows, columns) = (cluster.rows.to_string(), cluster.columns.to_string());
+        let arguments = [CLOSING, &rows, &columns].map(OsStr::new);
+        let run = run_python_with(&[], &runtime(release), cluster, &arguments, |_| {});
+        let said = printed(&run)?;
+        let [said] = said.as_slice() else { return Err(run.describe().into()) };
+        let report = run.report();
+        let found = &report.integrity.reconciled;
+        let failures = said["failures"].as_array().ok_or("no failures")?;
+        let in_threads = number(&said["in_threads"]);
+        let alone = number(&said["closed"]) + failures.len() as u64;
+        let at = format!("{release} on {chips} of {arch:?}: {found:?}");
+        assert_eq!(found.compared + found.skipped, alone + in_threads, "{at}");
+        assert_eq!((found.agreed, found.differed), (found.compared, 0), "{at}");
+        // Only what happened while two threads allocated may be skipped.
+        assert!(found.compared >= alone, "{at}");
+        assert!(report.integrity.complete, "{:?}", report.integrity.problems);
+        assert_eq!(report.failures.len() as u64, failures.len() as u64 + in_threads);
+        for (ours, theirs) in report.failures.iter().zip(failures) {
+            let said =
+                (theirs["type"].as_str(), number(&theirs["free"]), number(&theirs["largest"]));
+            let kind = ours.kind.to_string();
+            let rooms = (ours.free_bytes_per_bank, ours.largest_free_block_per_bank);
+            assert_eq!((Some(&*kind), rooms), (said.0, (Some(said.1), Some(said.2))), "{at}");
+        }
+    }
+    Ok(())
+}
+
+fn cross_checked(
+    release: &str,
+    scenario: [&str; 2],
+    prepare: impl FnOnce(&mut Command),
+) -> Result<(Run, CrossCheck), Failed> {
+    let cluster = Cluster::of(Arch::Wormhole, 8).ok_or("no cluster")?;
+    let run = workload(SCENARIOS, &["--cross-check"], release, cluster, &scenario, prepare);
+    let check = run.report().integrity.cross_check.clone().ok_or("no cross-check")?;
+    Ok((run, check))
+}
+
+/// The runtime's own counters say the same, but where they are known not to.
+fn cross_check(release: &str) -> Result<(), Failed> {
+    // Two types of memory on eight chips, open at the end; the second after ops and their programs.
+    for scenario in [["interleaved", "1"], ["ops", "3"], ["interleaved", "3"]] {
+        let (run, check) = cross_checked(release, scenario, |_| {})?;
+        let counts = (check.state, check.compared, check.agreed, check.differed);
+        assert_eq!(counts, (CrossCheckState::Compared, 16, 16, 0), "{scenario:?}: {check:?}");
+        assert!(run.report().devices.iter().all(|device| device.memory[0].live.bytes > 0));
+        let said = "ttalloc: cross-check: 16 of 16 figures agree with tt-metal's own counters";
+        assert!(run.stderr().contains(said), "{}", run.stderr());
+    }
+    // A process that has closed its devices has given its counters back.
+    let (run, check) = cross_checked(release, ["reopening", "1"], |_| {})?;
+    assert_eq!((check.compared, check.agreed), (16, 16), "{check:?}");
+    assert!(run.report().devices.iter().all(|device| device.memory[0].live.bytes == 0));
+    // Planned buffers are counted, and what a submesh leaves behind.
+    for (scenario, reason) in
+        [(["planned", "0"], "only planned"), (["submeshes", "3"], "all at once")]
+    {
+        let (run, check) = cross_checked(release, scenario, |_| {})?;
+        assert!(check.differed > 0, "{scenario:?}: {check:?}");
+        assert_eq!(check.differences.len() as u64, check.differed);
+        for one in &check.differences {
+            assert!(one.counter_bytes > one.bytes, "{one:?}");
+            assert!(one.reasons.iter().any(|why| why.contains(reason)), "{one:?}");
+        }
+        assert!(run.stderr().contains("ttalloc: cross-check: process"), "{}", run.stderr());
+        assert!(run.report().integrity.complete, "the books are not doubted for it");
+    }
+    Ok(())
+}
+
+/// Where there are no counters, that is said.
+fn no_counters() -> Result<(), Failed> {
+    let off = |command: &mut Command| {
+        command.env("TT_METAL_SHM_TRACKING_DISABLED", "1");
+    };
+    let runs = [
+        cross_checked("0.66.0", ["interleaved", "1"], |_| {})?,
+        cross_checked("0.81.1", ["interleaved", "1"], off)?,
+    ];
+    for (run, check) in runs {
+        assert_eq!((check.state, check.compared), (CrossCheckState::Unavailable, 0), "{check:?}");
+        let [reason] = &*check.reasons else { return Err(format!("{check:?}").into()) };
+        assert!(reason.contains("no counters on chips [0, 1, 2, 3, 4, 5, 6, 7]"), "{reason}");
+        assert!(run.stderr().contains(&format!("ttalloc: cross-check: {reason}")));
+    }
+    Ok(())
+}
+
 /// On a mesh a tensor costs a record to allocate and one to free, however many chips it lies on.
 fn two_records_a_tensor() -> Result<(), Failed> {
     let events = |chips: u32, release: &str| -> Result<(u64, u64), Failed> {
@@ -320,11 +423,10 @@ fn compare(report: &Report, pid: u32, books: &Value, wrong: &mut dyn FnMut(Strin
                 ));
             }
             let capacity = books["capacity"][&chip][kind.to_string()].as_u64();
-            let capacity = capacity.filter(|_| CAPACITY_FOLLOWS);
-            if capacity.is_some_and(|capacity| capacity != memory.bank_bytes) {
+            if capacity.is_some_and(|capacity| capacity != memory.bank_bytes_now) {
                 wrong(format!(
                     "{kind} of chip {chip}: {} bytes in a bank, the runtime says {capacity:?}",
-                    memory.bank_bytes
+                    memory.bank_bytes_now
                 ));
             }
         }
