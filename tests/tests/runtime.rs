@@ -7,6 +7,8 @@
 //! `workloads/hardware.py` does likewise, with the library of `hardware/` preloaded, by which mock chips
 //! take the paths that only hardware takes.
 
+#![allow(clippy::panic, reason = "a test that can't go on says so")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::Path;
@@ -16,7 +18,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 use ttalloc::demo::cluster::{Arch, Cluster};
 use ttalloc::ledger::MemoryType;
-use ttalloc::report::{CrossCheck, CrossCheckState, Exit, Report};
+use ttalloc::programs::BufferKind;
+use ttalloc::report::{CrossCheck, CrossCheckState, Exit, Program, Report};
 use ttalloc_tests::real::{available, run_python_with, runtime};
 use ttalloc_tests::standin::Compiler;
 use ttalloc_tests::{Run, hardware};
@@ -33,6 +36,7 @@ const CLUSTERS: [(Arch, u32); 5] = [
     (Arch::Blackhole, 8),
 ];
 const SCENARIOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/scenarios.py");
+const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/programs.py");
 const CLOSING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/closing.py");
 /// How many checkpoints the scenarios have together.
 const CHECKPOINTS: usize = 42;
@@ -84,6 +88,13 @@ fn cases() -> Vec<Trial> {
                 let name = format!("per_core::{release}::{arch:?}_{chips}").to_lowercase();
                 cases.push(Trial::test(name, move || agrees_per_core(release, era, cluster)));
             }
+        }
+    }
+    for (release, _) in RELEASES {
+        for (arch, chips) in CLUSTERS {
+            let Some(cluster) = Cluster::of(arch, chips) else { continue };
+            let name = format!("programs::{release}::{arch:?}_{chips}").to_lowercase();
+            cases.push(Trial::test(name, move || programs_as_captured(release, cluster)));
         }
     }
     for (release, _) in RELEASES {
@@ -213,6 +224,137 @@ fn one_process_a_run() -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// A circular buffer in the words of both sides: its address, bytes on each core, and cores.
+type Laid = (u64, u64, Vec<[u16; 4]>);
+
+/// What programs lay out, where they ran and when they were refused is what graph capture and the
+/// runtime's own error messages say.
+fn programs_as_captured(release: &str, cluster: Cluster) -> Result<(), Failed> {
+    let run = workload(PROGRAMS, &[], release, cluster, &[], |_| {});
+    let said = printed(&run)?;
+    let report = run.report();
+    integrity(report, &mut |what| panic!("{what}"));
+    let laid = |program: &Program, kind: BufferKind| -> Vec<Laid> {
+        let of_kind = program.circular_buffers.iter().filter(|one| one.kind == kind);
+        let mut laid: Vec<_> = of_kind
+            .map(|one| (one.address.unwrap_or(0), one.bytes_per_core, one.core_ranges.clone()))
+            .collect();
+        laid.sort();
+        laid
+    };
+    let mut seen = BTreeSet::new();
+    let (mut runs, mut clashes, mut kinds) = (0, 0, BTreeSet::new());
+    for line in said.iter().filter(|line| line["run"] == "first") {
+        let op = &line["op"];
+        let of = |run: &str| {
+            let line = said.iter().find(|line| line["op"] == *op && line["run"] == run);
+            line.unwrap_or_else(|| panic!("{op} has no {run} run"))
+        };
+        let again = of("again");
+        let cached = number(&of("cached")["dispatched"]);
+        let ran_again = again["clash"].is_null() && again["refused"].is_null();
+        runs += number(&line["dispatched"]) + cached + if ran_again { cached } else { 0 };
+
+        // Its circular buffers, on each chip, are those of a program, or of several that are the same.
+        let mut by_chip: BTreeMap<i64, Vec<Laid>> = BTreeMap::new();
+        for one in line["circular_buffers"].as_array().ok_or("no circular buffers")? {
+            let cores =
+                serde_json::from_value(one["cores"].clone()).map_err(|why| why.to_string())?;
+            let place = (number(&one["address"]), number(&one["bytes"]), cores);
+            seen.insert(place.clone());
+            by_chip.entry(one["chip"].as_i64().ok_or("no chip")?).or_default().push(place);
+        }
+        for (chip, mut places) in by_chip {
+            places.sort();
+            let is_so = |program: &Program| {
+                let one = laid(program, BufferKind::CircularBuffer);
+                let times = places.len().checked_div(one.len()).unwrap_or(0);
+                let mut expected: Vec<_> = (0..times).flat_map(|_| one.clone()).collect();
+                expected.sort();
+                times > 0 && expected == places
+            };
+            assert!(report.programs.iter().any(is_so), "{op} on chip {chip}: {places:?}");
+        }
+
+        let clash = &again["clash"];
+        if !clash.is_null() {
+            clashes += 1;
+            kinds.insert(clash["kind"].to_string());
+            let id = number(&clash["program"]);
+            let program = report.programs.iter().find(|program| program.id == Some(id));
+            let program = program.ok_or_else(|| format!("{op}: no program {id}"))?;
+            let cores: Vec<[u16; 4]> =
+                serde_json::from_value(clash["cores"].clone()).map_err(|why| why.to_string())?;
+            let ends = program.circular_buffers.iter().filter_map(|one| {
+                let meets = |a: &[u16; 4]| cores.iter().any(|b| intersect(*a, *b));
+                let is_there = one.kind != BufferKind::GlobalCircularBuffer
+                    && one.core_ranges.iter().any(meets);
+                one.address.filter(|_| is_there).map(|address| address + one.bytes_per_core)
+            });
+            assert_eq!(ends.max(), clash["region_end"].as_u64(), "{op}: {program:?}");
+            assert!(program.refused > 0, "{op}: {program:?}");
+        }
+    }
+    let chips = u64::from(cluster.rows) * u64::from(cluster.columns);
+    // Capture does not see a program that was refused outside it, nor, from 0.72.0 on, what is laid out on
+    // other threads: programs for parts of a mesh.
+    let is_captured = |program: &&Program| program.runs > 0 && program.chips.len() as u64 == chips;
+    let of = |programs: &mut dyn Iterator<Item = &Program>| -> BTreeSet<Laid> {
+        programs.flat_map(|program| laid(program, BufferKind::CircularBuffer)).collect()
+    };
+    let all = of(&mut report.programs.iter());
+    let captured = of(&mut report.programs.iter().filter(is_captured));
+    let unknown: Vec<_> = seen.difference(&all).collect();
+    let unseen: Vec<_> = captured.difference(&seen).collect();
+    assert_eq!((unknown, unseen), (vec![], vec![]), "circular buffers of all programs");
+    assert_eq!(report.programs.iter().map(|program| program.runs).sum::<u64>(), runs);
+    assert!(clashes >= 3, "{clashes} clashes");
+    // Some of these ops have dataflow buffers where there are any.
+    let has_dataflow =
+        report.programs.iter().any(|program| !laid(program, BufferKind::DataflowBuffer).is_empty());
+    assert!(has_dataflow || !kinds.contains("\"dataflow\""), "{kinds:?}");
+    assert!(has_dataflow || release == "0.66.0");
+
+    // Views lie over buffers that are there; the lowest buffer is the runtime's.
+    let live = || report.live_buffers.iter().filter(|one| one.kind == MemoryType::L1);
+    let views: Vec<Laid> = report
+        .programs
+        .iter()
+        .flat_map(|program| laid(program, BufferKind::GlobalCircularBuffer))
+        .collect();
+    assert!(!views.is_empty());
+    for view in views {
+        assert!(live().any(|one| one.address == view.0), "{view:?} lies over nothing");
+    }
+    let lowest = said.iter().find_map(|line| line["lowest_buffer"].as_u64());
+    assert_eq!(live().map(|one| one.address).min(), lowest);
+
+    assert_eq!(report.devices.len() as u64, chips);
+    for device in &report.devices {
+        let found = device.circular_buffers.as_ref().ok_or("no programs on a chip")?;
+        let here = || {
+            report.programs.iter().filter(|one| one.chips.contains(&device.chip) && one.runs > 0)
+        };
+        assert_eq!(found.programs, here().map(|_| 1).sum::<u64>());
+        let largest = found.largest.as_ref().ok_or("no region")?;
+        assert_eq!(
+            Some(largest.end_address),
+            here().filter_map(|one| one.region_end_address).max()
+        );
+        let reserved = device.reserved.as_ref().ok_or("no reserved memory")?;
+        assert_eq!(largest.bytes, largest.end_address - reserved.l1_below_bytes);
+        let headroom = found.headroom.as_ref().ok_or("no headroom")?;
+        let lowest = headroom.lowest_buffer_address.ok_or("no buffer in L1")?;
+        assert_eq!(headroom.bytes, lowest as i64 - headroom.region_end_address as i64);
+        assert!(headroom.bytes >= 0, "tt-metal would have refused it: {headroom:?}");
+    }
+    Ok(())
+}
+
+fn intersect(a: [u16; 4], b: [u16; 4]) -> bool {
+    a[0] <= b[2] && b[0] <= a[2] && a[1] <= b[3] && b[1] <= a[3]
 }
 
 fn failures() -> Result<(), Failed> {
