@@ -41,7 +41,7 @@ const HARDWARE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/hardware.
 const ON_HARDWARE: [(&str, usize); 8] = [
     ("programs", 7),
     ("leaks", 6),
-    ("traces", 6),
+    ("traces", 7),
     ("sub_devices", 8),
     ("captures", 8),
     ("l1_small", 5),
@@ -323,7 +323,7 @@ fn compare(report: &Report, pid: u32, books: &Value, wrong: &mut dyn FnMut(Strin
             let capacity = capacity.filter(|_| CAPACITY_FOLLOWS);
             if capacity.is_some_and(|capacity| capacity != memory.bank_bytes) {
                 wrong(format!(
-                    "{kind} of chip {chip}: {} bytes in a bank, the runtime says {capacity:?}",
+                    "{kind} of chip {chip}: {} bytes in a bank, the runtime says {}",
                     memory.bank_bytes
                 ));
             }
