@@ -8,7 +8,7 @@
 //! * becomes a plain forward when there is no ring, the launcher is gone, or the runtime is not one
 //!   that it knows.
 //!
-//! `hooks` has what is hooked, `calls` what is asked of the runtime, `session` the way to the launcher,
+//! `hooks` has what is hooked, `programs` the part of it that is about programs, `calls` what is asked of the runtime, `session` the way to the launcher,
 //! `runtime` what was found in the program, and `elf` how it is found.
 
 #[cfg(not(panic = "unwind"))]
@@ -17,6 +17,7 @@ compile_error!("C++ exceptions pass through these functions: build with panic = 
 mod calls;
 mod elf;
 mod hooks;
+mod programs;
 mod runtime;
 mod session;
 

@@ -31,11 +31,12 @@ pub struct Runtime {
     pub addresses: [usize; COUNT],
     /// Its era; None where tracking is impossible.
     pub era: Option<Era>,
-    /// The symbols that have their role in its era.
+    /// The symbols that it defines and that have their role in its era.
     used: SymbolSet,
-    /// Where its virtual tables have `IDevice::id()` and `IDevice::arch()`, in bytes.
-    pub id_slot: usize,
-    pub arch_slot: usize,
+    /// Where its virtual tables have `IDevice::id()` and `IDevice::arch()`, in bytes; None for what it
+    /// doesn't export.
+    pub id_slot: Option<usize>,
+    pub arch_slot: Option<usize>,
     /// Where its own calls of `operator delete` go, or 0.
     pub operator_delete: usize,
 }
@@ -57,15 +58,10 @@ impl Runtime {
         unsafe { RUNTIME.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Whether the symbol at `index` has its role in this runtime's era.
+    /// Whether it defines the symbol at `index`, which has its role in its era.
     #[inline]
     pub fn uses(&self, index: usize) -> bool {
         self.used.contains(index)
-    }
-
-    /// Whether it defines a symbol of `role` that its era uses.
-    pub fn has(&self, role: &str) -> bool {
-        self.present.iter().any(|(index, symbol)| symbol.role == role && self.uses(index))
     }
 
     /// The runtime that `object` is. Allocates nothing, since it runs under the dynamic linker's lock.
@@ -78,19 +74,29 @@ impl Runtime {
                 addresses[index] = address;
             }
         }
-        let slots = of_role("mesh_vtable").and_then(|name| symbols.find(name)).and_then(|table| {
-            let function = |role| Some(symbols.find(of_role(role)?)?.0);
-            Some((slot(table, function("mesh_id")?)?, slot(table, function("mesh_arch")?)?))
-        });
         let era = Era::of(&present).filter(|&era| present.missing(era).next().is_none());
-        let era = era.filter(|_| slots.is_some());
         let mut used = SymbolSet::default();
-        for (index, symbol) in SYMBOLS.iter().enumerate() {
+        for (index, symbol) in present.iter() {
             if era.is_some_and(|era| symbol.eras.contains(era)) {
                 used.insert(index);
             }
         }
+        // The address of what has a role, with its size.
+        let of = |role| {
+            let mut its = used.iter().filter(|(_, symbol)| symbol.role == role);
+            its.find_map(|(_, symbol)| symbols.find(symbol.name))
+        };
+        // A function that is exported and not in the table is a layout that isn't known: no era then.
+        let slot_of = |role| match of(role).zip(of("mesh_vtable")) {
+            Some(((function, _), table)) => slot(table, function).map(Some),
+            None => Some(None),
+        };
+        let slots = slot_of("mesh_id").zip(slot_of("mesh_arch"));
         let (id_slot, arch_slot) = slots.unwrap_or_default();
+        let era = era.filter(|_| slots.is_some());
+        if era.is_none() {
+            used = SymbolSet::default();
+        }
         // Not what dlsym finds: a library that is loaded with RTLD_LOCAL may bring its own.
         let delete = ["_ZdlPvm", "_ZdlPv"].into_iter().find_map(|name| object.bound(name));
         let mut path = [0; libc::PATH_MAX as usize];

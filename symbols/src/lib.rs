@@ -5,16 +5,20 @@
 //!
 //! A release belongs to one of three [`Era`]s, told apart by the names of the classes that allocate.
 //! Eras go by symbol and never by version number: the class was renamed within 0.65. The names were
-//! read off the dynamic symbol tables of the `ttnn` wheels on PyPI, 0.62.0 to 0.81.1.
+//! read off the dynamic symbol tables of the `ttnn` wheels on PyPI, 0.60.1 to 0.81.1. What each of them
+//! defines, and how it calls it, is kept in `releases/`, which a test holds the catalogue against.
 #![no_std]
 
 #[macro_use]
 mod catalogue;
+mod roles;
+
+pub use roles::{ROLES, Role, role};
 
 /// A family of tt-metal releases that use the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Era {
-    /// 0.62.0 to 0.65.0: class `Allocator`, `Buffer::create`.
+    /// 0.60.1 to 0.65.0: class `Allocator`, `Buffer::create`.
     A,
     /// 0.65.1 to 0.78.0: class `AllocatorImpl`, `Buffer::create`.
     B,
@@ -32,19 +36,23 @@ impl Era {
         }
     }
 
-    /// The era of a runtime that defines `present`, if it is one that ttalloc knows.
+    /// All eras, the oldest first.
+    pub const ALL: [Era; 3] = [Era::A, Era::B, Era::C];
+
+    /// The era that a runtime is most like, if it defines something of the catalogue: that whose
+    /// allocator it has, and of several that of which it has the most symbols. Newer releases count as
+    /// the newest era that fits.
     ///
-    /// It is decided by who allocates and who creates buffers; nothing else differs enough to matter.
+    /// Whether it can be tracked as such is another matter: see [`SymbolSet::missing`].
     pub fn of(present: &SymbolSet) -> Option<Era> {
-        let defines = |role: &str, era: Era| {
-            SYMBOLS.iter().enumerate().any(|(index, symbol)| {
-                symbol.role == role && symbol.eras.contains(era) && present.contains(index)
-            })
+        let count = |era: Era| present.iter().filter(|(_, one)| one.eras.contains(era)).count();
+        let has = |role: &str, era: Era| {
+            present.iter().any(|(_, one)| one.role == role && one.eras.contains(era))
         };
-        // `create_at_address` tells B from C, `allocate` tells A from both.
-        [Era::C, Era::B, Era::A]
+        Era::ALL
             .into_iter()
-            .find(|&era| defines("allocate", era) && defines("create_at_address", era))
+            .filter(|&era| count(era) != 0)
+            .max_by_key(|&era| (has("allocate", era), has("create_at_address", era), count(era)))
     }
 }
 
@@ -160,18 +168,42 @@ impl SymbolSet {
         SYMBOLS.iter().enumerate().filter(|&(index, _)| self.contains(index))
     }
 
-    /// The required roles of `era` for which the set holds no symbol, each once.
-    pub fn missing(&self, era: Era) -> impl Iterator<Item = &'static str> {
-        let has_role = move |index: usize, role| {
-            SYMBOLS[index].role == role && SYMBOLS[index].eras.contains(era)
-        };
-        (0..COUNT).filter_map(move |index| {
-            let role = SYMBOLS[index].role;
-            let first = (0..COUNT).find(|&other| has_role(other, role)) == Some(index);
-            let found = (0..COUNT).any(|other| has_role(other, role) && self.contains(other));
-            (SYMBOLS[index].required && first && !found).then_some(role)
+    /// Whether the set holds a symbol of `role` that `era` uses.
+    pub fn has(&self, role: &str, era: Era) -> bool {
+        self.iter().any(|(_, symbol)| symbol.role == role && symbol.eras.contains(era))
+    }
+
+    /// The roles of which the catalogue has a symbol in `era`, but this set none, though every release
+    /// of that era should. Each costs the user something.
+    pub fn gaps(&self, era: Era) -> impl Iterator<Item = &'static Role> {
+        ROLES.iter().filter(move |role| {
+            role.expected.contains(era) && role.is_in(era) && !self.has(role.name, era)
         })
     }
+
+    /// The names of those among the gaps without which nothing can be tracked.
+    pub fn missing(&self, era: Era) -> impl Iterator<Item = &'static str> {
+        self.gaps(era).filter(|role| role.required).map(|role| role.name)
+    }
+}
+
+impl Role {
+    /// Whether ttalloc hooks its symbols, rather than calling or reading them.
+    pub fn is_hooked(&self) -> bool {
+        SYMBOLS.iter().any(|symbol| symbol.role == self.name && symbol.usage == Use::Hook)
+    }
+
+    /// Whether the catalogue has a symbol of this role in `era`.
+    pub fn is_in(&self, era: Era) -> bool {
+        SYMBOLS.iter().any(|symbol| symbol.role == self.name && symbol.eras.contains(era))
+    }
+}
+
+/// What the catalogue says of a look-up, which its role must agree with.
+const fn is_required(need: &str, role: &Role) -> bool {
+    let required = same(need.as_bytes(), b"required");
+    assert!(required == role.required, "the catalogue and roles.rs disagree on what is required");
+    required
 }
 
 macro_rules! table {
@@ -190,14 +222,14 @@ macro_rules! table {
                 name: $hook_name,
                 eras: Eras::NONE$(.and(Era::$hook_era))+,
                 usage: Use::Hook,
-                required: false,
+                required: role(stringify!($hook)).required,
             },)+)+
             $($(Symbol {
                 role: stringify!($lookup),
                 name: $lookup_name,
                 eras: Eras::NONE$(.and(Era::$lookup_era))+,
                 usage: Use::LookUp,
-                required: same(stringify!($need).as_bytes(), b"required"),
+                required: is_required(stringify!($need), role(stringify!($lookup))),
             },)+)+
         ];
     };
@@ -236,27 +268,75 @@ mod tests {
 
     #[test]
     fn every_era_is_told_by_its_own_symbols_and_misses_nothing() {
-        for era in [Era::A, Era::B, Era::C] {
+        for era in Era::ALL {
             assert_eq!(Era::of(&whole(era)), Some(era));
-            assert_eq!(whole(era).missing(era).count(), 0);
+            assert_eq!(whole(era).gaps(era).count(), 0);
         }
     }
 
     #[test]
-    fn a_library_without_an_allocator_has_no_era() {
+    fn a_library_with_nothing_of_it_has_no_era() {
         assert_eq!(Era::of(&SymbolSet::default()), None);
-        assert_eq!(Era::of(&set(&["_ZNK2tt8tt_metal6Buffer7addressEv"])), None);
+    }
+
+    #[test]
+    fn a_library_with_little_of_it_is_like_the_newest_era_that_fits_and_not_tracked() {
+        let little = set(&["_ZNK2tt8tt_metal6Buffer7addressEv"]);
+        assert_eq!(Era::of(&little), Some(Era::C));
+        assert!(little.missing(Era::C).any(|role| role == "allocate"));
+        // What only era A has outweighs any number of names that it shares with others.
+        let mut older = whole(Era::C);
+        for (index, symbol) in SYMBOLS.iter().enumerate() {
+            if symbol.role == "allocate" {
+                older.0[index / 64] &= !(1 << (index % 64));
+                if symbol.eras.contains(Era::A) {
+                    older.insert(index);
+                }
+            }
+        }
+        assert_eq!(Era::of(&older), Some(Era::A));
     }
 
     #[test]
     fn what_is_missing_is_named_by_role_once() {
-        let mut names: Vec<_> = SYMBOLS
-            .iter()
-            .filter(|symbol| symbol.eras.contains(Era::C) && symbol.role != "bank_size")
-            .map(|symbol| symbol.name)
-            .collect();
-        names.dedup();
-        let missing: Vec<_> = set(&names).missing(Era::C).collect();
-        assert_eq!(missing, ["bank_size"]);
+        let without = |role| {
+            let mut set = whole(Era::C);
+            for (index, symbol) in SYMBOLS.iter().enumerate() {
+                if symbol.role == role {
+                    set.0[index / 64] &= !(1 << (index % 64));
+                }
+            }
+            set
+        };
+        // An optional role is a gap and no more; of several symbols one is enough.
+        let gaps = |role| without(role).gaps(Era::C).map(|gap| gap.name).collect::<Vec<_>>();
+        assert_eq!(gaps("bank_size"), ["bank_size"]);
+        assert_eq!(without("bank_size").missing(Era::C).count(), 0);
+        assert_eq!(gaps("allocator_end"), ["allocator_end"]);
+        // What is required makes tracking impossible.
+        let missing: Vec<_> = without("num_banks").missing(Era::C).collect();
+        assert_eq!(missing, ["num_banks"]);
+        // Of an era that never had it, nothing is missing.
+        assert!(!whole(Era::A).has("mesh_impl_open", Era::A));
+        assert_eq!(
+            without("mesh_impl_open")
+                .gaps(Era::B)
+                .filter(|gap| gap.name == "mesh_impl_open")
+                .count(),
+            0
+        );
+        assert_eq!(gaps("mesh_impl_open"), ["mesh_impl_open"]);
+    }
+
+    #[test]
+    fn every_role_is_in_the_catalogue_once_and_says_what_it_is_for() {
+        let names: HashSet<_> = ROLES.iter().map(|role| role.name).collect();
+        assert_eq!(names.len(), ROLES.len());
+        assert_eq!(names, SYMBOLS.iter().map(|symbol| symbol.role).collect());
+        for role in ROLES {
+            assert!(role.purpose.starts_with("to "), "{}", role.name);
+            assert!(role.cost.len() > 10 && !role.cost.ends_with('.'), "{}", role.name);
+            assert!(Era::ALL.into_iter().any(|era| role.is_in(era)), "{}", role.name);
+        }
     }
 }

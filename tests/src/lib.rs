@@ -4,6 +4,7 @@
 
 pub mod hardware;
 pub mod real;
+pub mod releases;
 pub mod standin;
 
 use std::path::{Path, PathBuf};

@@ -80,6 +80,7 @@ pub struct Standin {
     compiler: Compiler,
     folder: PathBuf,
     options: Vec<String>,
+    library: &'static str,
 }
 
 impl Standin {
@@ -90,19 +91,28 @@ impl Standin {
         let variant = [&[era.letter()], further].concat().join("_");
         let folder = cache.join(format!("standin-{:016x}", compiler.fingerprint())).join(variant);
         fs::create_dir_all(&folder).expect("a folder for compiled files can be made");
-        Standin { compiler: compiler.clone(), folder, options }
+        Standin { compiler: compiler.clone(), folder, options, library: "libtt_metal.so" }
     }
 
-    /// `libtt_metal.so`.
+    /// The stand-in of 0.60.1, which is of era A: the runtime is in `_ttnncpp.so`, and one function is
+    /// spelled otherwise.
+    pub fn first_release(compiler: &Compiler, cache: &Path) -> Standin {
+        let standin = Standin::new(compiler, cache, Era::A, &["-DFIRST_RELEASE"]);
+        Standin { library: "_ttnncpp.so", ..standin }
+    }
+
+    /// The library that the runtime is in.
     pub fn library(&self) -> PathBuf {
-        let flags = [
-            "-fPIC",
-            "-shared",
-            "-Wl,-soname,libtt_metal.so",
-            "-Wl,--build-id",
-            "-Wl,--hash-style=gnu",
-        ];
-        self.compiled("libtt_metal.so", &LIBRARY, &flags)
+        let name = format!("-Wl,-soname,{}", self.library);
+        let flags = ["-fPIC", "-shared", &name, "-Wl,--build-id", "-Wl,--hash-style=gnu"];
+        self.compiled(self.library, &LIBRARY, &flags)
+    }
+
+    /// A program with the runtime inside, compiled with further options.
+    pub fn whole_program(&self, name: &str, further: &[&str]) -> PathBuf {
+        let source = format!("{name}.cpp");
+        let sources = [&LIBRARY[..], &[&source]].concat();
+        self.compiled(&[&[name, "whole"], further].concat().join("_"), &sources, further)
     }
 
     /// A program, which is linked with the library.

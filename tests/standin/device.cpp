@@ -54,7 +54,7 @@ void book_capacity(const ALLOCATOR& allocator, const std::vector<int>& chips) {
 IDevice::~IDevice() = default;
 
 Device::Device(const AllocatorConfig& config) :
-    chip_(config.chips.front()), allocator_(std::make_unique<BankedAllocator>(config)) {}
+    chip_(config.chips.front()), allocator_(std::make_unique<DeviceAllocator>(config)) {}
 
 Device::~Device() = default;
 tt::ARCH Device::arch() const { return tt::ARCH::WORMHOLE_B0; }
@@ -98,7 +98,7 @@ constexpr std::uint32_t L1_BANK_REMAP[] = {3, 1, 2};
 constexpr bool MINIMAL = true;
 
 void check_arguments(std::uint8_t command_queues, std::size_t worker_l1_size,
-                     std::span<const std::uint32_t> l1_bank_remap, bool minimal) {
+                     BankRemap l1_bank_remap, bool minimal) {
     if (command_queues != COMMAND_QUEUES || worker_l1_size != WORKER_L1_SIZE || !minimal ||
         !std::ranges::equal(l1_bank_remap, L1_BANK_REMAP)) {
         throw std::invalid_argument("the mesh was not opened with what was asked for");
@@ -157,7 +157,7 @@ MeshDevice::~MeshDevice() { MeshDevice::close(); }
 
 bool MeshDevice::initialize(std::uint8_t command_queues, std::size_t l1_small_size,
                             std::size_t trace_region_size, std::size_t worker_l1_size,
-                            std::span<const std::uint32_t> l1_bank_remap, bool minimal) {
+                            BankRemap l1_bank_remap, bool minimal) {
     standin::Entry entry(standin::Role::mesh_open);
     check_arguments(command_queues, worker_l1_size, l1_bank_remap, minimal);
     return open(state_, l1_small_size, trace_region_size);
@@ -174,7 +174,7 @@ const std::unique_ptr<Allocator>& MeshDevice::allocator() const { return state_.
 
 bool MeshDeviceImpl::initialize_impl(MeshDevice*, std::uint8_t command_queues, std::size_t l1_small_size,
                                      std::size_t trace_region_size, std::size_t worker_l1_size,
-                                     std::span<const std::uint32_t> l1_bank_remap, bool minimal) {
+                                     BankRemap l1_bank_remap, bool minimal) {
     standin::Entry entry(standin::Role::mesh_impl_open);
     check_arguments(command_queues, worker_l1_size, l1_bank_remap, minimal);
     return open(state, l1_small_size, trace_region_size);
@@ -190,7 +190,7 @@ MeshDevice::~MeshDevice() { impl_->close_impl(this); }
 
 bool MeshDevice::initialize(std::uint8_t command_queues, std::size_t l1_small_size,
                             std::size_t trace_region_size, std::size_t worker_l1_size,
-                            std::span<const std::uint32_t> l1_bank_remap, bool minimal) {
+                            BankRemap l1_bank_remap, bool minimal) {
     standin::Entry entry(standin::Role::mesh_open);
     return impl_->initialize_impl(this, command_queues, l1_small_size, trace_region_size, worker_l1_size,
                                   l1_bank_remap, minimal);

@@ -1,6 +1,8 @@
 // A stand-in for tt-metal's runtime: its exported names for what ttalloc hooks and calls, and behind them
 // an allocator, buffers and devices that behave as the real ones do where that matters. There is no
-// hardware and no data. ERA chooses the family of releases, as ttalloc's catalogue of symbols has them.
+// hardware and no data. ERA chooses the family of releases, as ttalloc's catalogue of symbols has them;
+// FIRST_RELEASE those of 0.60.1, which are of era A but for one. WITHOUT_NUM_BANKS, WITHOUT_DEVICE and
+// WITHOUT_OPTIONAL keep functions from being exported.
 #pragma once
 
 #include <cstddef>
@@ -15,10 +17,19 @@
 
 #if ERA == 1 // A: class Allocator, Buffer::create, MeshDevice without an implementation class.
 #define ALLOCATOR Allocator
+#define VIRTUAL // its destructor isn't
 #elif ERA == 2 || ERA == 3 // B: class AllocatorImpl. C: BufferImpl::create as well.
 #define ALLOCATOR AllocatorImpl
+#define VIRTUAL virtual
 #else
 #error "define ERA as 1, 2 or 3"
+#endif
+
+#define HIDDEN __attribute__((visibility("hidden")))
+#ifdef WITHOUT_OPTIONAL
+#define OPTIONAL HIDDEN
+#else
+#define OPTIONAL
 #endif
 
 namespace ttsl {
@@ -27,6 +38,21 @@ template <typename T, typename Tag>
 struct StrongType {
     T value;
 };
+
+#ifdef FIRST_RELEASE
+template <typename T, std::size_t Extent = std::dynamic_extent>
+class Span {
+public:
+    template <std::size_t Size>
+    Span(T (&array)[Size]) : data_(array), size_(Size) {}
+    T* begin() const { return data_; }
+    T* end() const { return data_ + size_; }
+
+private:
+    T* data_;
+    std::size_t size_;
+};
+#endif
 
 } // namespace ttsl
 
@@ -53,6 +79,11 @@ class IDevice;
 using DeviceAddr = std::uint64_t;
 struct SubDeviceIdTag {};
 using SubDeviceId = ttsl::StrongType<std::uint8_t, SubDeviceIdTag>;
+#ifdef FIRST_RELEASE
+using BankRemap = ttsl::Span<const std::uint32_t>;
+#else
+using BankRemap = std::span<const std::uint32_t>;
+#endif
 
 enum class BufferType { DRAM, L1, SYSTEM_MEMORY, L1_SMALL, TRACE };
 constexpr std::size_t TYPES = 5;
@@ -78,7 +109,7 @@ struct AllocatorConfig {
 class ALLOCATOR : public standin::Recycled {
 public:
     explicit ALLOCATOR(const AllocatorConfig& config);
-    virtual ~ALLOCATOR() noexcept(false);
+    VIRTUAL ~ALLOCATOR() noexcept(false);
     ALLOCATOR(const ALLOCATOR&) = delete;
     ALLOCATOR& operator=(const ALLOCATOR&) = delete;
 
@@ -90,12 +121,12 @@ public:
     void clear();
 
     // These take the allocator's lock, which is not recursive. The first two throw for SYSTEM_MEMORY.
-    std::uint32_t get_num_banks(const BufferType& type) const;
-#ifdef WITHOUT_BANK_SIZE
-    __attribute__((visibility("hidden")))
+#ifdef WITHOUT_NUM_BANKS
+    HIDDEN
 #endif
-    DeviceAddr get_bank_size(const BufferType& type) const;
-    std::uint32_t get_alignment(BufferType type) const;
+    std::uint32_t get_num_banks(const BufferType& type) const;
+    OPTIONAL DeviceAddr get_bank_size(const BufferType& type) const;
+    OPTIONAL std::uint32_t get_alignment(BufferType type) const;
 
 private:
     // One type's memory, in each bank.
@@ -118,8 +149,15 @@ private:
 class BankedAllocator : public ALLOCATOR {
 public:
     explicit BankedAllocator(const AllocatorConfig& config);
-    ~BankedAllocator() noexcept(false) override;
+    ~BankedAllocator() noexcept(false);
 };
+
+// What a chip has.
+#if ERA == 1
+using DeviceAllocator = ALLOCATOR;
+#else
+using DeviceAllocator = BankedAllocator;
+#endif
 
 class IDevice : public standin::Recycled {
 public:
@@ -176,13 +214,16 @@ public:
     DeviceAddr size() const { return size_; }
     BufferType buffer_type() const { return type_; }
 #else
+#ifdef WITHOUT_DEVICE
+    HIDDEN
+#endif
     IDevice* device() const;
-    DeviceAddr size() const;
+    OPTIONAL DeviceAddr size() const;
     BufferType buffer_type() const;
 #endif
     // Throws std::runtime_error while nothing is allocated.
     std::uint32_t address() const;
-    DeviceAddr page_size() const;
+    OPTIONAL DeviceAddr page_size() const;
     DeviceAddr aligned_size_per_bank() const;
     std::optional<bool> bottom_up() const { return bottom_up_; }
 
@@ -242,7 +283,7 @@ class MeshDeviceImpl {
 public:
     bool initialize_impl(MeshDevice* mesh, std::uint8_t command_queues, std::size_t l1_small_size,
                          std::size_t trace_region_size, std::size_t worker_l1_size,
-                         std::span<const std::uint32_t> l1_bank_remap, bool minimal);
+                         BankRemap l1_bank_remap, bool minimal);
     bool close_impl(MeshDevice* mesh);
 
     MeshState state;
@@ -259,21 +300,21 @@ public:
 
     explicit MeshDevice(const std::vector<int>& chips);
     ~MeshDevice() override;
-    tt::ARCH arch() const override;
-    int id() const override;
+    OPTIONAL tt::ARCH arch() const override;
+    OPTIONAL int id() const override;
     bool close() override;
     ALLOCATOR& memory() const override;
     virtual bool initialize(std::uint8_t command_queues, std::size_t l1_small_size,
                             std::size_t trace_region_size, std::size_t worker_l1_size,
-                            std::span<const std::uint32_t> l1_bank_remap, bool minimal);
+                            BankRemap l1_bank_remap, bool minimal);
 
     std::vector<int> get_device_ids() const;
     const std::vector<Device*>& devices() const { return state().devices; }
     bool is_open() const override { return state().allocator != nullptr; }
 #if ERA == 1
-    const std::unique_ptr<Allocator>& allocator() const;
+    OPTIONAL const std::unique_ptr<Allocator>& allocator() const;
 #else
-    const std::unique_ptr<AllocatorImpl>& allocator_impl() const;
+    OPTIONAL const std::unique_ptr<AllocatorImpl>& allocator_impl() const;
     MeshDeviceImpl& implementation() { return *impl_; }
 #endif
 

@@ -1,26 +1,34 @@
 //! The command line of `ttalloc`.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::binary::Binary;
 use crate::demo::cluster::{Arch, Cluster};
 use crate::demo::{self, python};
+use crate::doctor::{Diagnosis, locate};
+use crate::facts::Facts;
 use crate::report::Report;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 const AFTER_HELP: &str = "\
 Examples:
   ttalloc demo
   ttalloc demo --arch blackhole --chips 1
+  ttalloc doctor --python python3
+  ttalloc doctor ./matmul_multicore_reuse
   ttalloc schema > ttalloc.report.schema.json
 
 To run a program of your own, see ttalloc-run --help.
 
-Exit code: 0, or 2 when what was asked for can't be done, and a line on standard error says why.";
+Exit code: 0, or 2 when what was asked for can't be done, and a line on standard error says why. doctor
+ends with 1 when something can't be tracked.";
 
-/// ttalloc's tools: a demo, and the report's schema. Programs are run by ttalloc-run.
+/// ttalloc's tools: a demo, what can be tracked of a tt-metal, and the report's schema. Programs are run by ttalloc-run.
 #[derive(Parser)]
 #[command(name = "ttalloc", version, after_help = AFTER_HELP)]
 struct Arguments {
@@ -45,6 +53,38 @@ enum Tool {
         #[arg(long, value_name = "FILE", default_value = crate::run::DEFAULT_REPORT)]
         report: PathBuf,
     },
+    /// Tell what ttalloc can track of a tt-metal, and what to do about the rest
+    ///
+    /// Finds the tt-metal that a program, a library or a Python loads, without running any of it, and
+    /// says for each function that ttalloc needs whether it is there and how it is called. Without an
+    /// argument it looks at the package ttnn of python3, or else for libtt_metal.so in LD_LIBRARY_PATH,
+    /// in TT_METAL_HOME/build/lib, and among the system's libraries.
+    ///
+    /// Exit code: 0 when everything can be tracked, 1 when something can't, 2 when there is nothing to
+    /// judge.
+    Doctor {
+        /// A program that is linked with tt-metal, or the library that tt-metal is in
+        #[arg(value_name = "PROGRAM | LIBRARY")]
+        file: Option<OsString>,
+        /// A Python that has the package ttnn
+        #[arg(long, value_name = "PYTHON", conflicts_with = "file")]
+        python: Option<OsString>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what a library has of tt-metal, as JSON: the facts that symbols/releases/ keeps of a release
+    ///
+    /// For every role of ttalloc's catalogue: the symbols that the library defines, and how its own code
+    /// gets to them: through the PLT ("plt"), a word that the dynamic linker fills in ("got", "data"), or
+    /// past the dynamic linker ("direct"). A symbol without any is used by other libraries only.
+    Facts {
+        /// The release that the library is of
+        #[arg(long, value_name = "RELEASE")]
+        release: Option<String>,
+        /// The library that tt-metal is in: libtt_metal.so, in releases before 0.62.0 _ttnncpp.so
+        library: PathBuf,
+    },
     /// Print the JSON Schema of the report
     Schema,
 }
@@ -53,7 +93,9 @@ enum Tool {
 pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Tool::Demo { chips, arch, report } => run_demo(chips, arch, &report),
-        Tool::Schema => print_schema(),
+        Tool::Doctor { file, python, json } => run_doctor(file.as_deref(), python.as_deref(), json),
+        Tool::Facts { release, library } => print_facts(&library, release.as_deref()),
+        Tool::Schema => print_json(&Report::json_schema()),
     };
     done.unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "ttalloc: {error:#}");
@@ -61,7 +103,7 @@ pub fn main() -> ExitCode {
     })
 }
 
-fn run_demo(chips: u32, arch: Arch, report: &std::path::Path) -> anyhow::Result<ExitCode> {
+fn run_demo(chips: u32, arch: Arch, report: &Path) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::of(arch, chips).with_context(|| {
         format!("no mesh of {chips} chips; ask for 1, 2, 4, 8, or 32 of Wormhole")
     })?;
@@ -80,17 +122,51 @@ fn run_demo(chips: u32, arch: Arch, report: &std::path::Path) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_schema() -> anyhow::Result<ExitCode> {
-    let mut out = io::stdout().lock();
-    let written = serde_json::to_writer_pretty(&mut out, &Report::json_schema())
-        .map_err(io::Error::from)
-        .and_then(|()| writeln!(out));
-    match written {
-        // The reader has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        written => {
-            written.context("the schema can't be written")?;
-            Ok(ExitCode::SUCCESS)
+fn run_doctor(
+    file: Option<&OsStr>,
+    python: Option<&OsStr>,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let located = match (file, python) {
+        (Some(file), _) => locate::of_file(file)?,
+        (None, Some(python)) => locate::of_python(python)?,
+        (None, None) => {
+            let (located, whence) = locate::anywhere()?;
+            writeln!(io::stderr(), "ttalloc: nothing was named; this is {whence}")?;
+            located
         }
+    };
+    let diagnosis = Diagnosis::of(&located);
+    if json {
+        print_json(&diagnosis)?;
+    } else {
+        print(&diagnosis.text())?;
+    }
+    Ok(ExitCode::from(u8::from(!diagnosis.complete)))
+}
+
+fn print_facts(library: &Path, release: Option<&str>) -> anyhow::Result<ExitCode> {
+    let binary = Binary::read(library)?;
+    anyhow::ensure!(
+        !binary.found.is_empty(),
+        "{} defines nothing of tt-metal that ttalloc knows; name the library that tt-metal is in",
+        library.display()
+    );
+    print_json(&Facts::of(&binary, release))
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes to standard output.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("standard output can't be written to"),
     }
 }

@@ -1,7 +1,7 @@
 //! Running a program under the preload library: from its start to the report.
 
 mod destination;
-mod program;
+pub mod program;
 mod signals;
 
 use std::env;
