@@ -16,7 +16,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 use ttalloc::demo::cluster::{Arch, Cluster};
 use ttalloc::ledger::MemoryType;
-use ttalloc::report::{Exit, Report};
+use ttalloc::programs::BufferKind;
+use ttalloc::report::{Exit, Program, Report};
 use ttalloc_tests::real::{available, run_python, runtime};
 use ttalloc_tests::standin::Compiler;
 use ttalloc_tests::{Run, hardware};
@@ -49,6 +50,7 @@ const ON_HARDWARE: [(&str, usize); 9] = [
     ("no_events", 10),
     ("states", 8),
 ];
+const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/programs.py");
 /// The one that needs the mode HYBRID, which there is from 0.70.1 on.
 const PER_CORE: (&str, usize) = ("per_core", 7);
 
@@ -86,6 +88,13 @@ fn cases() -> Vec<Trial> {
             }
         }
     }
+    for (release, _) in RELEASES {
+        for (arch, chips) in CLUSTERS {
+            let Some(cluster) = Cluster::of(arch, chips) else { continue };
+            let name = format!("programs::{release}::{arch:?}_{chips}").to_lowercase();
+            cases.push(Trial::test(name, move || agrees_on_programs(release, cluster)));
+        }
+    }
     cases.push(Trial::test("alone_in_its_process", one_process_a_run));
     cases.push(Trial::test("failed_allocations_are_counted", failures));
     cases.push(Trial::test("planned_buffers_take_nothing", planned));
@@ -118,6 +127,7 @@ fn workload(
 
 /// The same with the library that lets mock chips do as hardware does.
 fn on_hardware(
+    script: &str,
     release: &str,
     cluster: Cluster,
     arguments: &[&str],
@@ -125,7 +135,7 @@ fn on_hardware(
 ) -> Result<Run, Failed> {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = hardware::library(&Compiler::find()?, cache);
-    Ok(workload(HARDWARE, release, cluster, arguments, |command| {
+    Ok(workload(script, release, cluster, arguments, |command| {
         command.env("LD_PRELOAD", library);
         prepare(command);
     }))
@@ -147,13 +157,14 @@ fn agrees_with_the_runtime(
 
 fn agrees_on_hardware(release: &str, era: &str, cluster: Cluster) -> Result<(), Failed> {
     let names: Vec<_> = ON_HARDWARE.iter().map(|(name, _)| *name).collect();
-    let run = on_hardware(release, cluster, &[&["all"], names.as_slice()].concat(), |_| {})?;
+    let run =
+        on_hardware(HARDWARE, release, cluster, &[&["all"], names.as_slice()].concat(), |_| {})?;
     agrees(&run, era, ON_HARDWARE.iter().map(|(_, checkpoints)| checkpoints).sum())
 }
 
 fn agrees_per_core(release: &str, era: &str, cluster: Cluster) -> Result<(), Failed> {
     let (name, checkpoints) = PER_CORE;
-    let run = on_hardware(release, cluster, &["all", name], |command| {
+    let run = on_hardware(HARDWARE, release, cluster, &["all", name], |command| {
         command.env("TT_METAL_ALLOCATOR_MODE_HYBRID", "1");
     })?;
     agrees(&run, era, checkpoints)
@@ -388,6 +399,158 @@ fn compare_places(
     for (place, count) in places.into_iter().filter(|&(_, count)| count > 0) {
         wrong(format!("{count} live buffers are missing at {place:?}"));
     }
+}
+
+/// What a program lays out on which cores: address, bytes on each core, and the cores.
+type Layout = BTreeSet<(u64, u64, BTreeSet<(u64, u64)>)>;
+
+/// The report's programs against what the runtime says of the same: by graph capture, and in the
+/// exceptions with which it refuses programs that clash with a tensor.
+fn agrees_on_programs(release: &str, cluster: Cluster) -> Result<(), Failed> {
+    let run = on_hardware(PROGRAMS, release, cluster, &[], |_| {})?;
+    if !run.output.status.success() {
+        return Err(run.describe().into());
+    }
+    let said = printed(&run)?;
+    let report = run.report();
+    let l1: Vec<_> = said.iter().filter_map(|line| line["l1"].as_array()).flatten().collect();
+    let mut wrong = Vec::new();
+    let (mut runs, mut largest, mut headroom, mut all_known) = (0, 0, i64::MAX, true);
+    let refusals = said.iter().filter(|line| line["run"] == "again");
+    for again in refusals {
+        let op = &again["op"];
+        let of = |run: &str| {
+            let mut lines = said.iter().filter(|line| line["op"] == *op && line["run"] == run);
+            lines.next().ok_or(format!("{op} has no {run} run"))
+        };
+        let (first, cached) = (of("first")?, of("cached")?);
+        let dispatched = [first, cached].map(|line| number(&line["dispatched"]));
+        runs += dispatched[0] + dispatched[1];
+        let layout = layout_said(first);
+        let mut end = layout.iter().map(|(address, bytes, _)| address + bytes).max();
+        let mut tell = |what: String| wrong.push(format!("{op}: {what}"));
+        let clash = &again["clash"];
+        if clash.is_object() {
+            let id = number(&clash["program"]);
+            let Some(program) = report.programs.iter().find(|program| program.id == Some(id))
+            else {
+                tell(format!("program {id} is missing"));
+                continue;
+            };
+            let its = layout_of(program);
+            let its_end = its.iter().map(|(address, bytes, _)| address + bytes).max();
+            let said_end = clash["region_end"].as_u64();
+            if program.region_end_address != said_end || its_end != said_end {
+                let found = program.region_end_address;
+                tell(format!("ends at {found:?}, {its_end:?}, the runtime says {said_end:?}"));
+            }
+            let kind = match clash["kind"].as_str() {
+                Some("dataflow") => BufferKind::DataflowBuffer,
+                _ => BufferKind::CircularBuffer,
+            };
+            if program.circular_buffers.iter().any(|buffer| buffer.kind != kind) {
+                tell(format!("not all of kind {kind:?}"));
+            }
+            let cores: BTreeSet<_> = its.iter().flat_map(|(.., cores)| cores).copied().collect();
+            if !cores_said(&clash["cores"]).is_subset(&cores) {
+                tell(format!("on cores {cores:?}, the runtime says {}", clash["cores"]));
+            }
+            if program.refused != 1 {
+                tell(format!("refused {} times instead of once", program.refused));
+            }
+            // A program that was made anew never ran.
+            if program.runs != 0 {
+                end = end.max(said_end);
+                if program.runs != 2 {
+                    tell(format!("{} runs instead of 2", program.runs));
+                }
+                if !layout.is_empty() && dispatched[0] == 1 && its != layout {
+                    tell(format!("{its:?}, the runtime says {layout:?}"));
+                }
+            }
+        } else if again["refused"].is_null() {
+            runs += dispatched[1];
+        }
+        if !layout.is_empty() {
+            let like =
+                |program: &&Program| program.runs > 0 && layout_of(program).is_subset(&layout);
+            let found = report.programs.iter().filter(like).flat_map(layout_of);
+            if found.collect::<Layout>() != layout {
+                tell(format!("no programs with {layout:?}"));
+            }
+        }
+        // What is refused by the op itself, and has no circular buffers to capture, is known to nobody.
+        all_known &= again["refused"].is_null() || !layout.is_empty();
+        if let Some(end) = end {
+            largest = largest.max(end);
+            for line in [first, cached] {
+                headroom =
+                    headroom.min(number(&line["lowest_buffer"]).cast_signed() - end.cast_signed());
+            }
+        }
+    }
+    let found = report.programs.iter().map(|program| program.runs).sum::<u64>();
+    if found != runs {
+        wrong.push(format!("{found} runs, the runtime says {runs}"));
+    }
+    for device in &report.devices {
+        let programs = device.circular_buffers.as_ref().ok_or("no programs on a chip")?;
+        let found = programs.largest.as_ref().map_or(0, |region| region.end_address);
+        if found < largest || all_known && found != largest {
+            wrong.push(format!("largest region ends at {found}, the runtime says {largest}"));
+        }
+        let found = programs.headroom.as_ref().map_or(i64::MAX, |headroom| headroom.bytes);
+        if found > headroom || all_known && found != headroom {
+            wrong.push(format!("headroom of {found} bytes, the runtime says {headroom}"));
+        }
+    }
+    let views: Vec<_> = report
+        .programs
+        .iter()
+        .flat_map(|program| &program.circular_buffers)
+        .filter(|buffer| buffer.kind == BufferKind::GlobalCircularBuffer)
+        .collect();
+    if views.len() < 3 {
+        wrong.push(format!("{} circular buffers in tensors' memory", views.len()));
+    }
+    for view in views {
+        if !l1.iter().any(|address| address.as_u64() == view.address) {
+            wrong.push(format!("{view:?} is in no tensor's memory: {l1:?}"));
+        }
+    }
+    integrity(report, &mut |what| wrong.push(what));
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
+}
+
+/// What a program of the report takes for itself.
+fn layout_of(program: &Program) -> Layout {
+    let own = program.circular_buffers.iter().filter_map(|buffer| {
+        let ranges = buffer.core_ranges.iter().map(|range| range.map(u64::from));
+        let cores: BTreeSet<_> = ranges.flat_map(cores_in).collect();
+        let is_view = buffer.kind == BufferKind::GlobalCircularBuffer;
+        (!is_view).then_some((buffer.address?, buffer.bytes_per_core, cores))
+    });
+    own.collect()
+}
+
+/// What a graph capture told.
+fn layout_said(line: &Value) -> Layout {
+    let buffers = line["circular_buffers"].as_array().expect("circular buffers").iter();
+    let own = buffers.filter(|buffer| buffer["view"] == false);
+    let own = own.map(|buffer| {
+        (number(&buffer["address"]), number(&buffer["bytes"]), cores_said(&buffer["cores"]))
+    });
+    own.collect()
+}
+
+fn cores_said(ranges: &Value) -> BTreeSet<(u64, u64)> {
+    let ranges = ranges.as_array().expect("ranges").iter();
+    let ranges = ranges.map(|range| [0, 1, 2, 3].map(|at| number(&range[at])));
+    ranges.flat_map(cores_in).collect()
+}
+
+fn cores_in([left, top, right, bottom]: [u64; 4]) -> impl Iterator<Item = (u64, u64)> {
+    (left..=right).flat_map(move |x| (top..=bottom).map(move |y| (x, y)))
 }
 
 fn integrity(report: &Report, wrong: &mut dyn FnMut(String)) {
