@@ -45,7 +45,7 @@ const ON_HARDWARE: [(&str, usize); 9] = [
     ("traces", 7),
     ("sub_devices", 8),
     ("captures", 8),
-    ("l1_small", 5),
+    ("l1_small", 7),
     ("families", 6),
     ("no_events", 10),
     ("states", 8),

@@ -311,6 +311,14 @@ def l1_small():
     yield "tensor and semaphore dropped"
     mesh.clear_program_cache()
     yield "cache cleared"
+    receivers = ttnn.CoreRangeSet({ttnn.CoreRange(ttnn.CoreCoord(1, 0), ttnn.CoreCoord(2, 0))})
+    pairs = [(ttnn.CoreCoord(0, 0), receivers)]
+    before = len(scenarios.books()["buffers"])
+    held.append(ttnn.create_global_circular_buffer(mesh, pairs, 8192, ttnn.BufferType.L1_SMALL))
+    assert len(scenarios.books()["buffers"]) > before
+    yield "a global circular buffer"
+    held.pop()
+    yield "which is dropped"
 
 
 def families():
