@@ -498,8 +498,7 @@ fn agrees_on_programs(release: &str, cluster: Cluster) -> Result<(), Failed> {
         if let Some(end) = end {
             largest = largest.max(end);
             for line in [first, cached] {
-                headroom =
-                    headroom.min(number(&line["lowest_buffer"]).cast_signed() - end.cast_signed());
+                headroom = headroom.min(number(&line["lowest"]).cast_signed() - end.cast_signed());
             }
         }
     }

@@ -4,12 +4,12 @@
 
 Runs some ops, each twice, and prints a JSON object a line on standard output:
 
-    {"op": …, "run": "first", "dispatched": …, "circular_buffers": […], "lowest_buffer": …}, and "cached"
+    {"op": …, "run": "first", "dispatched": …, "circular_buffers": […], "lowest": …}, and "cached"
         What graph capture reports: of each circular buffer its address, its bytes on each core, its cores,
         its chip (the MeshDevice's id where the runtime tells no chip) and whether it is a view of a
         tensor's memory. Graph capture tells of a program when it is compiled, which is once, and neither
         of dataflow buffers nor of views. `dispatched` is how many programs it saw being run, and
-        `lowest_buffer` the lowest address of a buffer in L1.
+        `lowest` the lowest address of a buffer in L1.
 
     {"op": …, "run": "again", "clash": …, "refused": …}
         The op once more, while a tensor fills L1 almost down to where programs' L1 begins. The runtime then
@@ -18,8 +18,8 @@ Runs some ops, each twice, and prints a JSON object a line on standard output:
         whose number it gives. `clash` is null if the op ran, as those do whose circular buffers are all
         views, and if it `refused` by itself, since it plans by what is free.
 
-    {"l1": […]}
-        Last: the addresses of all buffers in L1.
+    {"lowest_buffer": …, "l1": […]}
+        Last: the lowest address of a buffer in L1, and all of them.
 
 The process ends with the device open.
 """
@@ -128,7 +128,7 @@ def main():
             held.append(result)
             lowest = in_l1(mesh)[0]
             say(
-                op=name, run=run, dispatched=dispatched, circular_buffers=found, lowest_buffer=lowest,
+                op=name, run=run, dispatched=dispatched, circular_buffers=found, lowest=lowest,
             )  # fmt: skip
     # Outputs of the sharded ops lie in L1; there is room for one more of each.
     spare = [tensor(mesh, 256, 64, memory) for _ in range(2)]
@@ -138,7 +138,8 @@ def main():
     del spare
     for name, op in ops.items():
         say(op=name, run="again", **again(op))
-    say(l1=in_l1(mesh))
+    addresses = in_l1(mesh)
+    say(lowest_buffer=addresses[0], l1=addresses)
     os._exit(0)
 
 
