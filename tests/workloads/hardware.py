@@ -190,6 +190,18 @@ def traces():
     except RuntimeError:
         pass
     yield "a new program in a capture"
+    close_mesh(mesh)
+    mesh = open_mesh()
+    given = inputs(mesh)
+    held = ops(*given)
+    trace = ttnn.begin_trace_capture(mesh, cq_id=0)
+    held += ops(*given)
+    try:
+        # The trace is an ordinary buffer in DRAM, or refused.
+        ttnn.end_trace_capture(mesh, trace, cq_id=0)
+    except RuntimeError:
+        pass
+    yield "without memory set apart"
 
 
 def sub_devices():
@@ -299,6 +311,14 @@ def l1_small():
     yield "tensor and semaphore dropped"
     mesh.clear_program_cache()
     yield "cache cleared"
+    receivers = ttnn.CoreRangeSet({ttnn.CoreRange(ttnn.CoreCoord(1, 0), ttnn.CoreCoord(2, 0))})
+    pairs = [(ttnn.CoreCoord(0, 0), receivers)]
+    before = len(scenarios.books()["buffers"])
+    held.append(ttnn.create_global_circular_buffer(mesh, pairs, 8192, ttnn.BufferType.L1_SMALL))
+    assert len(scenarios.books()["buffers"]) > before
+    yield "a global circular buffer"
+    held.pop()
+    yield "which is dropped"
 
 
 def families():

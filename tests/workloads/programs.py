@@ -4,11 +4,12 @@
 
 Runs some ops, each twice, and prints a JSON object a line on standard output:
 
-    {"op": …, "run": "first", "dispatched": …, "circular_buffers": […]}   and "run": "cached"
+    {"op": …, "run": "first", "dispatched": …, "circular_buffers": […], "lowest": …}, and "cached"
         What graph capture reports: of each circular buffer its address, its bytes on each core, its cores,
         its chip (the MeshDevice's id where the runtime tells no chip) and whether it is a view of a
         tensor's memory. Graph capture tells of a program when it is compiled, which is once, and neither
-        of dataflow buffers nor of views. `dispatched` is how many programs it saw being run.
+        of dataflow buffers nor of views. `dispatched` is how many programs it saw being run, and
+        `lowest` the lowest address of a buffer in L1.
 
     {"op": …, "run": "again", "clash": …, "refused": …}
         The op once more, while a tensor fills L1 almost down to where programs' L1 begins. The runtime then
@@ -17,8 +18,8 @@ Runs some ops, each twice, and prints a JSON object a line on standard output:
         whose number it gives. `clash` is null if the op ran, as those do whose circular buffers are all
         views, and if it `refused` by itself, since it plans by what is free.
 
-    {"lowest_buffer": …}
-        Last: the lowest address of a tensor in L1.
+    {"lowest_buffer": …, "l1": […]}
+        Last: the lowest address of a buffer in L1, and all of them.
 
 The process ends with the device open.
 """
@@ -53,6 +54,11 @@ def ranges(text):
     """A set of core ranges, as the releases write it: per range the first core's x and y, and the last's."""
     numbers = [int(number) for number in re.findall(r"\d+", text)]
     return [numbers[at : at + 4] for at in range(0, len(numbers), 4)]
+
+
+def in_l1(mesh):
+    buffers = ttnn._ttnn.reports.get_buffers([mesh] if WANTS_LIST else mesh)
+    return sorted(one.address for one in buffers if one.buffer_type == ttnn.BufferType.L1)
 
 
 def captured(op):
@@ -120,7 +126,10 @@ def main():
         for run in ["first", "cached"]:
             result, found, dispatched = captured(op)
             held.append(result)
-            say(op=name, run=run, dispatched=dispatched, circular_buffers=found)
+            lowest = in_l1(mesh)[0]
+            say(
+                op=name, run=run, dispatched=dispatched, circular_buffers=found, lowest=lowest,
+            )  # fmt: skip
     # Outputs of the sharded ops lie in L1; there is room for one more of each.
     spare = [tensor(mesh, 256, 64, memory) for _ in range(2)]
     view = ttnn.get_memory_view(mesh, ttnn.BufferType.L1)
@@ -129,12 +138,8 @@ def main():
     del spare
     for name, op in ops.items():
         say(op=name, run="again", **again(op))
-    lowest = min(
-        buffer.address
-        for buffer in ttnn._ttnn.reports.get_buffers([mesh] if WANTS_LIST else mesh)
-        if buffer.buffer_type == ttnn.BufferType.L1
-    )
-    say(lowest_buffer=lowest)
+    addresses = in_l1(mesh)
+    say(lowest_buffer=addresses[0], l1=addresses)
     os._exit(0)
 
 
