@@ -20,6 +20,7 @@ use ttalloc_tests::standin::{Compiler, Standin};
 use ttalloc_tests::{Run, programs, read_report, run};
 
 type Case = fn(&Compiler, Era);
+type FirstCase = fn(&Standin);
 
 const CASES: &[(&str, Case)] = &[
     ("exports_what_the_release_does", exports_what_the_release_does),
@@ -42,7 +43,7 @@ const CASES: &[(&str, Case)] = &[
 ];
 
 /// The same with the names of 0.60.1.
-const FIRST_RELEASE: &[(&str, fn(&Standin))] = &[
+const FIRST_RELEASE: &[(&str, FirstCase)] = &[
     ("exports_what_the_release_does", |standin| check_exports(standin, "0.60.1")),
     ("matmul", |standin| check_matmul(standin, Era::A)),
     ("storm", |standin| check_storm(standin, Era::A)),
