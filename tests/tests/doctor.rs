@@ -246,8 +246,13 @@ fn symbolic(compiler: &Compiler, era: Era) {
     );
     // Functions alone, as a build may choose: virtual tables are still bound by the dynamic linker.
     let functions = standin_with(compiler, era, "-Wl,-Bsymbolic-functions");
-    let (diagnosis, code) = doctor(&functions.library());
-    assert_eq!((code, ways(&diagnosis, "allocate")), (0, vec![Way::Direct]));
+    let (of_functions, code) = doctor(&functions.library());
+    assert_eq!((code, ways(&of_functions, "allocate")), (0, vec![Way::Direct]));
+    // The words of virtual tables may be packed.
+    let packed = ["-Wl,-Bsymbolic", "-Wl,-z,pack-relative-relocs"];
+    let (of_packed, _) = doctor(&self::standin(compiler, era, &packed).library());
+    assert_eq!(of_packed.roles, diagnosis.roles);
+    assert_eq!(ways(&of_packed, "mesh_arch"), [Way::Direct]);
 }
 
 fn standin_with(compiler: &Compiler, era: Era, option: &str) -> Standin {
