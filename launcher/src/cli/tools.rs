@@ -25,8 +25,8 @@ Examples:
 
 To run a program of your own, see ttalloc-run --help.
 
-Exit code: 0, or 2 when what was asked for can't be done, and a line on standard error says why. doctor
-ends with 1 when something can't be tracked.";
+Exit code: 0, or 2 when what was asked for can't be done, and a line on standard error says why.
+1 from doctor when something can't be tracked.";
 
 /// ttalloc's tools: a demo, what can be tracked of a tt-metal, and the report's schema. Programs are run by ttalloc-run.
 #[derive(Parser)]
