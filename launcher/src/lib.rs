@@ -7,6 +7,7 @@ pub mod demo;
 pub mod doctor;
 pub mod facts;
 pub mod ledger;
+pub mod programs;
 pub mod report;
 pub mod run;
 pub mod shim;

@@ -1,12 +1,20 @@
 //! The JSON report, schema `ttalloc.report/1`. The types here are the schema; `docs/report.md` explains.
 
+mod cross_check;
+mod reconcile;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use ttalloc_ring::record as ring;
 use ttalloc_symbols::{Era, SYMBOLS, Use};
 
-use crate::ledger::{Ledger, MemoryType, Process as Books, Totals};
+use crate::ledger::{self, Ledger, MemoryType, Process as Books, Totals, Usage};
+use crate::programs::{self, BufferKind};
+
+pub use self::cross_check::{CounterDifference, CrossCheck, CrossCheckState};
+pub use self::reconcile::{Difference, FailedAllocation, Occasion, Reconciled};
 
 /// The schema's name and version.
 pub const SCHEMA: &str = "ttalloc.report/1";
@@ -38,6 +46,20 @@ pub struct Report {
     pub devices: Vec<Device>,
     /// What was still allocated when the processes ended.
     pub live_buffers: Vec<LiveBuffer>,
+    /// The programs that ran, or were refused. Those that are the same, kernels, layout and chips, are
+    /// listed once.
+    pub programs: Vec<Program>,
+    /// The traces that were captured.
+    pub traces: Vec<Trace>,
+    /// Allocations of different allocators that had the same memory of a chip at the same time: the
+    /// first 100 of a process.
+    pub overlaps: Vec<Overlap>,
+    /// The first 100 allocations that ended in an exception, in order.
+    #[serde(default)]
+    pub failures: Vec<FailedAllocation>,
+    /// How many more there were.
+    #[serde(default)]
+    pub further_failures: u64,
 }
 
 /// How a process ended.
@@ -70,6 +92,17 @@ pub struct Integrity {
     /// Buffers that were made at a given address where no allocator had given anything. They take
     /// memory that no figure here includes. A mesh's buffer counts once, not once per chip.
     pub external_placements: u64,
+    /// Allocations that were given memory of a chip that another allocator had given already. It is not
+    /// an error of the figures: tt-metal's allocators do not know of each other.
+    pub overlaps: u64,
+    /// Programs that ended and are not in `programs`, for there were too many different ones.
+    pub programs_left_out: u64,
+    /// How often the runtime's allocators were asked what they have given, and what came of it.
+    #[serde(default)]
+    pub reconciled: Reconciled,
+    /// What came of comparing with tt-metal's own counters; null if that was not asked for.
+    #[serde(default)]
+    pub cross_check: Option<CrossCheck>,
     /// What is missing or doubtful, in words, one sentence each. Empty if `complete`.
     pub problems: Vec<String>,
     /// Whether nothing is known to be missing.
@@ -152,6 +185,182 @@ pub struct Device {
     pub arch: String,
     /// Its memory, by type. A type is left out if the chip has none of it and nothing asked for it.
     pub memory: Vec<Memory>,
+    /// What programs laid out in the L1 of its cores; null if none ran.
+    pub circular_buffers: Option<CircularBuffers>,
+    /// What graph captures without dispatch planned, and no allocator gave, by type.
+    pub planned: Vec<Planned>,
+    /// What of its memory no allocator manages; null if the runtime does not tell.
+    pub reserved: Option<Reserved>,
+}
+
+/// What programs laid out in the L1 of one chip's cores: circular buffers, dataflow buffers and
+/// scratchpads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CircularBuffers {
+    /// How many program objects ran on the chip.
+    pub programs: u64,
+    /// How often one ran, replays of traces included.
+    pub runs: u64,
+    /// The largest region of any program that ran; null if none had one.
+    pub largest: Option<Region>,
+    /// The least that was left between a program's region and the lowest buffer in L1 when the program
+    /// ran; null if none had a region.
+    pub headroom: Option<Headroom>,
+}
+
+/// The part of a core's L1 that a program takes: from the first address that programs may use to the end
+/// of its last buffer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Region {
+    /// Its size in each core.
+    pub bytes: u64,
+    /// One past its last byte.
+    pub end_address: u64,
+    /// Whose it is: a place in `programs`; null if that one is left out.
+    pub program: Option<u64>,
+    /// When that one first ran on the chip.
+    pub time_ns: u64,
+}
+
+/// What was left in L1 when a program ran.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Headroom {
+    /// The bytes from the end of the program's region to the lowest buffer in L1, in each core.
+    pub bytes: i64,
+    /// The lowest buffer's address; null if there was none, and the end of L1 was meant.
+    pub lowest_buffer_address: Option<u64>,
+    /// One past the last byte of the program's region.
+    pub region_end_address: u64,
+    /// Which program: a place in `programs`; null if that one is left out.
+    pub program: Option<u64>,
+    /// When.
+    pub time_ns: u64,
+}
+
+/// What graph captures without dispatch planned on one chip.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Planned {
+    /// The type.
+    #[serde(rename = "type")]
+    pub kind: MemoryType,
+    /// How many buffers in all.
+    pub buffers: u64,
+    /// What was planned when the process ended.
+    pub live: Totals,
+    /// What was planned when most was.
+    pub peak: Peak,
+}
+
+/// What of a chip's memory no allocator manages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Reserved {
+    /// The L1 of one core, in bytes.
+    pub l1_bytes_per_core: u64,
+    /// What lies below the first address that may be allocated in L1, in each core: firmware, and the
+    /// kernels' code, arguments and semaphores.
+    pub l1_below_bytes: u64,
+    /// What lies above all that may be allocated in L1, in each core.
+    pub l1_above_bytes: u64,
+    /// What lies below the first address that may be allocated in DRAM, in each bank.
+    pub dram_below_bytes: u64,
+}
+
+/// A program that ran, or several that are the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Program {
+    /// The process.
+    pub pid: u32,
+    /// tt-metal's id of it (of the first, if several), as its messages have it; null if not known.
+    pub id: Option<u64>,
+    /// The names of its kernels, each once.
+    pub kernels: Vec<String>,
+    /// The chips it ran on.
+    pub chips: Vec<i32>,
+    /// How often it ran, replays of traces included.
+    pub runs: u64,
+    /// How often tt-metal refused it, because its region clashed with a buffer or was too large.
+    pub refused: u64,
+    /// How many program objects were the same.
+    pub objects: u64,
+    /// How many of them were still there when the process ended.
+    pub live: u64,
+    /// When it first ran; 0 if it never did.
+    pub first_ns: u64,
+    /// When it last ran.
+    pub last_ns: u64,
+    /// One past the last byte of its region in L1; null if it has none.
+    pub region_end_address: Option<u64>,
+    /// What it lays out in L1.
+    pub circular_buffers: Vec<CircularBuffer>,
+}
+
+/// A buffer that a program lays out in the L1 of its cores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CircularBuffer {
+    /// What it is. A `global_circular_buffer` is a view of a buffer in L1 and takes nothing itself.
+    pub kind: BufferKind,
+    /// Its address in each core; null where it was not known yet.
+    pub address: Option<u64>,
+    /// Its size in each core.
+    pub bytes_per_core: u64,
+    /// How many cores it lies on.
+    pub cores: u64,
+    /// Which: rectangles, each with x and y of its first and of its last core.
+    pub core_ranges: Vec<[u16; 4]>,
+}
+
+/// A trace that was captured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Trace {
+    /// The process.
+    pub pid: u32,
+    /// tt-metal's id of it.
+    pub id: u32,
+    /// The id of its mesh.
+    pub mesh: i32,
+    /// The chips.
+    pub chips: Vec<i32>,
+    /// What its buffer takes in every bank.
+    pub bytes_per_bank: u64,
+    /// The same over all banks of a chip.
+    pub reserved_bytes: u64,
+    /// How many dispatches of programs it holds.
+    pub dispatches: u64,
+    /// How often it was replayed.
+    pub replays: u64,
+    /// When its capture began.
+    pub captured_ns: u64,
+    /// When it was released; null if it never was.
+    pub released_ns: Option<u64>,
+}
+
+/// Two allocations that had the same memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Overlap {
+    /// The process.
+    pub pid: u32,
+    /// The chips on which they met.
+    pub chips: Vec<i32>,
+    /// The type of memory.
+    #[serde(rename = "type")]
+    pub kind: MemoryType,
+    /// The one that was made later.
+    pub later: Overlapping,
+    /// The one that was there.
+    pub earlier: Overlapping,
+    /// When the later one was made.
+    pub time_ns: u64,
+}
+
+/// One of two allocations that had the same memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Overlapping {
+    /// The id of the mesh whose allocator gave it; null if it was the allocator of a single chip.
+    pub mesh: Option<i32>,
+    /// Its address in each bank.
+    pub address: u64,
+    /// What it takes in each bank.
+    pub bytes_per_bank: u64,
 }
 
 /// One chip's memory of one type.
@@ -164,6 +373,11 @@ pub struct Memory {
     pub banks: u32,
     /// What can be allocated in each bank, as of when the device was opened.
     pub bank_bytes: u64,
+    /// The same as of the last time that it may have changed: a sub-device manager that is loaded, and
+    /// has L1 of its own, takes it from here.
+    pub bank_bytes_now: u64,
+    /// The least that it ever was.
+    pub bank_bytes_least: u64,
     /// What was allocated when the process ended.
     pub live: Totals,
     /// What was allocated when the devices over the chip last closed, summed over them; null if none
@@ -182,6 +396,49 @@ pub struct Memory {
     pub failed: u64,
     /// The bytes asked for by all successful allocations.
     pub allocated_bytes_total: u64,
+    /// What of it was for something else than the program's data, if anything was.
+    pub purposes: Vec<ForPurpose>,
+}
+
+/// What was allocated for one purpose; it is part of the memory's other figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ForPurpose {
+    /// What for.
+    pub purpose: Purpose,
+    /// What was allocated when the process ended.
+    pub live: Totals,
+    /// What was allocated when most was reserved for it.
+    pub peak: Peak,
+    /// Successful allocations.
+    pub allocations: u64,
+}
+
+/// What memory is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// A tensor, or anything else that is not one of the others.
+    Data,
+    /// The binaries of kernels.
+    KernelBinaries,
+    /// The commands of a trace.
+    Trace,
+    /// A GlobalCircularBuffer.
+    GlobalCircularBuffer,
+    /// A GlobalSemaphore.
+    GlobalSemaphore,
+}
+
+impl From<ring::Purpose> for Purpose {
+    fn from(purpose: ring::Purpose) -> Purpose {
+        match purpose {
+            ring::Purpose::Data => Purpose::Data,
+            ring::Purpose::Binaries => Purpose::KernelBinaries,
+            ring::Purpose::Trace => Purpose::Trace,
+            ring::Purpose::GlobalCircularBuffer => Purpose::GlobalCircularBuffer,
+            ring::Purpose::GlobalSemaphore => Purpose::GlobalSemaphore,
+        }
+    }
 }
 
 /// The most that was reserved at once.
@@ -210,6 +467,11 @@ pub struct LiveBuffer {
     pub bytes: u64,
     /// What it takes in every bank, the allocator's rounding included.
     pub bytes_per_bank: u64,
+    /// The number of banks it takes, if it has an address of its own on each core, of which `address`
+    /// is the first; null if it takes all banks at one address.
+    pub cores: Option<u64>,
+    /// What it is for.
+    pub purpose: Purpose,
     /// The page's size.
     pub page_bytes: u64,
     /// When it was allocated.
@@ -256,9 +518,48 @@ impl Report {
             meshes: Vec::new(),
             devices: Vec::new(),
             live_buffers: Vec::new(),
+            programs: Vec::new(),
+            traces: Vec::new(),
+            overlaps: Vec::new(),
+            failures: reconcile::failures(ledger, since_start),
+            further_failures: ledger.reconciliation.further_failures,
         };
+        let peak = |usage: &Usage| Peak { totals: usage.peak, time_ns: since_start(usage.peak_ns) };
         for books in ledger.processes.values() {
             let pid = pid_of(books);
+            let mut places = BTreeMap::new();
+            for (numbers, program) in books.programs.all() {
+                let place = report.programs.len() as u64;
+                places.extend(numbers.into_iter().map(|number| (number, place)));
+                report.programs.push(Program::new(pid, &program, since_start));
+            }
+            report.traces.extend(books.programs.traces.iter().map(|trace| Trace {
+                pid,
+                id: trace.id,
+                mesh: trace.mesh,
+                chips: trace.chips.clone(),
+                bytes_per_bank: trace.bytes_per_bank,
+                reserved_bytes: trace.reserved_bytes,
+                dispatches: trace.dispatches(),
+                replays: trace.replays,
+                captured_ns: since_start(trace.captured_ns),
+                released_ns: trace.released_ns.map(since_start),
+            }));
+            report.overlaps.extend(books.overlaps.iter().map(|overlap| {
+                let [later, earlier] = overlap.allocations.each_ref().map(|one| Overlapping {
+                    mesh: one.mesh,
+                    address: one.address,
+                    bytes_per_bank: one.bytes_per_bank,
+                });
+                Overlap {
+                    pid,
+                    chips: overlap.chips.clone(),
+                    kind: overlap.kind,
+                    later,
+                    earlier,
+                    time_ns: since_start(overlap.time_ns),
+                }
+            }));
             report.meshes.extend(books.meshes.iter().map(|mesh| Mesh {
                 pid,
                 mesh: mesh.id,
@@ -271,6 +572,8 @@ impl Report {
                         kind,
                         banks: memory.banks,
                         bank_bytes: memory.bank_bytes,
+                        bank_bytes_now: memory.bank_bytes_last,
+                        bank_bytes_least: memory.bank_bytes_least,
                         live: memory.live,
                         live_at_close: memory.live_at_close,
                         peak: Peak { totals: memory.peak, time_ns: since_start(memory.peak_ns) },
@@ -279,10 +582,37 @@ impl Report {
                         released: memory.released,
                         failed: memory.failed,
                         allocated_bytes_total: memory.allocated_bytes_total,
+                        purposes: ring::Purpose::ALL
+                            .into_iter()
+                            .zip(&memory.purposes)
+                            .filter(|(_, usage)| usage.count != 0)
+                            .map(|(purpose, usage)| ForPurpose {
+                                purpose: purpose.into(),
+                                live: usage.live,
+                                peak: peak(usage),
+                                allocations: usage.count,
+                            })
+                            .collect(),
                     })
                 });
-                let arch = arch_name(chip.arch);
-                report.devices.push(Device { pid, chip: id, arch, memory: memory.collect() });
+                let planned = MemoryType::ALL.into_iter().filter_map(|kind| {
+                    let usage = &chip.memory(kind).planned;
+                    (usage.count != 0).then(|| Planned {
+                        kind,
+                        buffers: usage.count,
+                        live: usage.live,
+                        peak: peak(usage),
+                    })
+                });
+                report.devices.push(Device {
+                    pid,
+                    chip: id,
+                    arch: arch_name(chip.arch),
+                    memory: memory.collect(),
+                    circular_buffers: circular_buffers(chip, &places, since_start),
+                    planned: planned.collect(),
+                    reserved: reserved(chip),
+                });
             }
             report.live_buffers.extend(books.live().map(|(chips, one)| LiveBuffer {
                 pid,
@@ -290,7 +620,9 @@ impl Report {
                 kind: one.kind,
                 address: one.address,
                 bytes: one.totals.bytes,
-                bytes_per_bank: one.totals.bytes_per_bank,
+                bytes_per_bank: one.bytes_per_bank,
+                cores: one.cores,
+                purpose: one.purpose.into(),
                 page_bytes: one.page_bytes,
                 allocated_ns: since_start(one.time_ns),
             }));
@@ -315,6 +647,76 @@ impl Report {
         }
         schema
     }
+}
+
+impl Program {
+    fn new(pid: u32, program: &programs::Program, since_start: impl Fn(u64) -> u64) -> Program {
+        let time = |time_ns: u64| if time_ns == 0 { 0 } else { since_start(time_ns) };
+        Program {
+            pid,
+            id: program.id,
+            kernels: program.kernels.clone(),
+            chips: program.chips.iter().copied().collect(),
+            runs: program.runs,
+            refused: program.refused,
+            objects: program.objects,
+            live: program.live,
+            first_ns: time(program.first_ns),
+            last_ns: time(program.last_ns),
+            region_end_address: program.region_end(),
+            circular_buffers: program
+                .local
+                .iter()
+                .map(|one| CircularBuffer {
+                    kind: one.kind,
+                    address: one.address,
+                    bytes_per_core: one.bytes,
+                    cores: one.cores,
+                    core_ranges: one.ranges.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// What programs did on a chip. `places` has the place in the report of each program, by its number.
+fn circular_buffers(
+    chip: &ledger::Chip,
+    places: &BTreeMap<u64, u64>,
+    since_start: impl Fn(u64) -> u64,
+) -> Option<CircularBuffers> {
+    let of = &chip.programs;
+    let program = |reach: ledger::Reach| places.get(&reach.program).copied();
+    (of.runs != 0).then(|| CircularBuffers {
+        programs: of.programs,
+        runs: of.runs,
+        largest: of.largest.map(|reach| Region {
+            bytes: reach.end.saturating_sub(chip.base[0]),
+            end_address: reach.end,
+            program: program(reach),
+            time_ns: since_start(reach.time_ns),
+        }),
+        headroom: of.headroom.map(|headroom| Headroom {
+            bytes: headroom.bytes,
+            lowest_buffer_address: headroom.lowest_buffer,
+            region_end_address: headroom.reach.end,
+            program: program(headroom.reach),
+            time_ns: since_start(headroom.reach.time_ns),
+        }),
+    })
+}
+
+/// What of a chip's memory no allocator manages.
+fn reserved(chip: &ledger::Chip) -> Option<Reserved> {
+    let l1 = u64::from(chip.l1_bytes);
+    let managed = [MemoryType::L1, MemoryType::L1Small].map(|kind| chip.memory(kind).bank_bytes);
+    let below = chip.base[0].saturating_add(managed[0]).saturating_add(managed[1]);
+    (l1 != 0).then(|| Reserved {
+        l1_bytes_per_core: l1,
+        l1_below_bytes: chip.base[0],
+        l1_above_bytes: l1.saturating_sub(below),
+        dram_below_bytes: chip.base[1],
+    })
 }
 
 fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>) -> Vec<Process> {
@@ -428,6 +830,9 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         .map(|(path, gap)| format!("{path} has no symbol for {}: {}", gap.role, gap.cost))
         .collect();
     problems.extend(lacking);
+    let reconciled =
+        reconcile::reconciled(ledger, |time_ns| time_ns.saturating_sub(run.started_ns));
+    problems.extend(reconciled.problem());
     for pid in &run.still_running {
         problems.push(format!("process {pid} was still running when the program had ended"));
     }
@@ -440,6 +845,10 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         inherited_frees: found.inherited_frees,
         unattributed: found.unattributed,
         external_placements: found.external_placements,
+        overlaps: ledger.processes.values().map(|books| books.overlap_count).sum(),
+        programs_left_out: ledger.processes.values().map(|books| books.programs.left_out).sum(),
+        reconciled,
+        cross_check: None,
         complete: problems.is_empty(),
         problems,
     }

@@ -102,6 +102,15 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     }
     writeln!(out, "{}", table.trim_fmt())?;
     writeln!(out, "Sizes are reserved bytes: bytes per bank times banks, which is what runs out.")?;
+    write_programs(out, report, several)?;
+    write_planned(out, report)?;
+    if integrity.overlaps != 0 {
+        writeln!(
+            out,
+            "{} allocations were given memory of a chip that another of tt-metal's allocators had given: see overlaps in the report.",
+            integrity.overlaps
+        )?;
+    }
     if integrity.external_placements != 0 {
         writeln!(
             out,
@@ -110,6 +119,118 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         )?;
     }
     Ok(())
+}
+
+/// What programs did with the L1, chips with the same figures in one row.
+fn write_programs(out: &mut String, report: &Report, several: bool) -> std::fmt::Result {
+    let mut rows: Vec<(u32, Vec<String>, Vec<i32>)> = Vec::new();
+    for device in &report.devices {
+        let Some(used) = &device.circular_buffers else { continue };
+        let name = |program: Option<u64>| {
+            let program = program.and_then(|at| report.programs.get(at as usize));
+            program.map_or_else(|| "-".to_owned(), name_of)
+        };
+        let none = || "-".to_owned();
+        let headroom = |bytes: i64| match u64::try_from(bytes) {
+            Ok(bytes) => format_size(bytes, BINARY),
+            Err(_) => format!("-{}", format_size(bytes.unsigned_abs(), BINARY)),
+        };
+        let row = vec![
+            used.programs.to_string(),
+            used.runs.to_string(),
+            used.largest.as_ref().map_or_else(none, |one| format_size(one.bytes, BINARY)),
+            used.largest.as_ref().map_or_else(none, |one| name(one.program)),
+            used.headroom.as_ref().map_or_else(none, |one| headroom(one.bytes)),
+            used.headroom.as_ref().map_or_else(none, |one| name(one.program)),
+        ];
+        match rows.iter_mut().find(|(pid, same, _)| (*pid, same) == (device.pid, &row)) {
+            Some((.., chips)) => chips.push(device.chip),
+            None => rows.push((device.pid, row, vec![device.chip])),
+        }
+    }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let mut header = vec![
+        "chips",
+        "programs",
+        "runs",
+        "most L1 a core",
+        "in program",
+        "least headroom",
+        "in program",
+    ];
+    if several {
+        header.insert(0, "pid");
+    }
+    let chips_column = header.len() - 7;
+    table.set_header(header);
+    for (pid, mut row, chips) in rows {
+        row.insert(0, ranges(&chips));
+        if several {
+            row.insert(0, pid.to_string());
+        }
+        table.add_row(row);
+    }
+    for column in [1, 2, 3, 5] {
+        if let Some(column) = table.column_mut(chips_column + column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    writeln!(out, "{}", table.trim_fmt())?;
+    writeln!(
+        out,
+        "Programs lay out circular and dataflow buffers in the L1 below all others; headroom is what was left between."
+    )
+}
+
+/// A program's name: its id, and a kernel.
+fn name_of(program: &crate::report::Program) -> String {
+    const MOST: usize = 40;
+    let id = program.id.map(|id| format!("#{id} ")).unwrap_or_default();
+    // What computes says most; by custom, what moves data is called so.
+    let moves = |name: &&String| name.starts_with("reader") || name.starts_with("writer");
+    let kernel = program.kernels.iter().find(|name| !moves(name)).or(program.kernels.first());
+    let kernel = kernel.map(|name| one_line(name)).unwrap_or_default();
+    match kernel.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{id}{}…", &kernel[..end]),
+        None => format!("{id}{kernel}"),
+    }
+}
+
+/// Numbers in order, runs of them as ranges.
+fn ranges(numbers: &[i32]) -> String {
+    let mut runs: Vec<(i32, i32)> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(number) => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let run = |&(first, last): &(i32, i32)| match last == first {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    runs.iter().map(run).collect::<Vec<_>>().join(",")
+}
+
+fn write_planned(out: &mut String, report: &Report) -> std::fmt::Result {
+    let planned = || report.devices.iter().flat_map(|device| &device.planned);
+    let most = planned().max_by_key(|one| one.peak.totals.reserved_bytes);
+    let Some(most) = most else { return Ok(()) };
+    let buffers = report
+        .devices
+        .iter()
+        .map(|device| device.planned.iter().map(|one| one.buffers).sum::<u64>());
+    writeln!(
+        out,
+        "Graph captures without dispatch planned up to {} buffers a chip, at most {} of {} at once; they are in no figure above.",
+        buffers.max().unwrap_or(0),
+        format_size(most.peak.totals.reserved_bytes, BINARY),
+        most.kind
+    )
 }
 
 #[derive(Default)]
@@ -192,7 +313,8 @@ mod tests {
         let mut peak = totals(4, 4096);
         peak["time_ns"] = 5.into();
         json!({
-            "type": kind, "banks": 12, "bank_bytes": 1 << 20, "live": totals(live, live * 1024),
+            "type": kind, "banks": 12, "bank_bytes": 1 << 20, "bank_bytes_now": 1 << 20,
+            "bank_bytes_least": 1 << 20, "purposes": [], "live": totals(live, live * 1024),
             "live_at_close": left, "peak": peak, "allocations": 4, "frees": 4 - live, "released": 0,
             "failed": failed, "allocated_bytes_total": 4096,
         })
@@ -205,7 +327,8 @@ mod tests {
             "started": "2026-01-01T00:00:00Z", "duration_ns": 1, "exit": {"signal": "SIGKILL"},
             "integrity": {
                 "events": 9, "dropped": 0, "torn": 0, "bad_records": 0, "unknown_frees": 0,
-                "inherited_frees": 0, "unattributed": 0, "external_placements": 0, "problems": [],
+                "inherited_frees": 0, "unattributed": 0, "external_placements": 0,
+                "overlaps": 0, "programs_left_out": 0, "problems": [],
                 "complete": true,
             },
             "processes": [{"pid": 7, "parent_pid": 1, "argv": [], "argv_cut": false, "exit": null, "runtime": runtime}],
@@ -213,10 +336,11 @@ mod tests {
             "devices": [
                 {"pid": 7, "chip": 0, "arch": "blackhole", "memory": [
                     memory("DRAM", 1, Value::Null, 0), memory("L1", 0, Value::Null, 2),
-                ]},
-                {"pid": 7, "chip": 1, "arch": "blackhole", "memory": [memory("DRAM", 2, totals(1, 64), 0)]},
+                ], "circular_buffers": null, "planned": [], "reserved": null},
+                {"pid": 7, "chip": 1, "arch": "blackhole", "memory": [memory("DRAM", 2, totals(1, 64), 0)],
+                 "circular_buffers": null, "planned": [], "reserved": null},
             ],
-            "live_buffers": [],
+            "live_buffers": [], "programs": [], "traces": [], "overlaps": [],
         });
         change(&mut report);
         serde_json::from_value(report).unwrap()
@@ -262,6 +386,42 @@ Sizes are reserved bytes: bytes per bank times banks, which is what runs out.
         let text = summary(&report(|report| report["devices"][1]["pid"] = 8.into()));
         assert!(text.lines().nth(1).is_some_and(|header| header.starts_with(" pid  chip")));
         assert!(text.lines().nth(4).is_some_and(|row| row.starts_with(" 8    1     DRAM")));
+    }
+
+    #[test]
+    fn chips_on_which_programs_did_the_same_share_a_row() {
+        let text = summary(&report(|report| {
+            report["programs"] = json!([{
+                "pid": 7, "id": 4, "kernels": ["reader", "softmax"], "chips": [0, 1], "runs": 3,
+                "refused": 0, "objects": 1, "live": 1, "first_ns": 1, "last_ns": 2,
+                "region_end_address": 3072, "circular_buffers": [],
+            }]);
+            for device in 0..2 {
+                report["devices"][device]["circular_buffers"] = json!({
+                    "programs": 1, "runs": 3,
+                    "largest": {"bytes": 2048, "end_address": 3072, "program": 0, "time_ns": 1},
+                    "headroom": {"bytes": -512, "lowest_buffer_address": 2560,
+                        "region_end_address": 3072, "program": null, "time_ns": 1},
+                });
+            }
+        }));
+        let expected = "\
+ chips  programs  runs  most L1 a core  in program  least headroom  in program
+ 0-1           1     3           2 KiB  #4 softmax          -512 B  -
+";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn what_was_planned_stands_apart() {
+        let text = summary(&report(|report| {
+            let mut peak = totals(3, 1024);
+            peak["time_ns"] = 1.into();
+            let planned = json!({"type": "DRAM", "buffers": 5, "live": totals(0, 0), "peak": peak});
+            report["devices"][1]["planned"] = json!([planned]);
+        }));
+        let expected = "planned up to 5 buffers a chip, at most 12 KiB of DRAM at once";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -80,6 +80,26 @@ kinds! {
     Close = 9,
     /// A buffer was made at a given address, without an allocation.
     Placement = 10,
+    /// A kernel was added to a program.
+    Kernel = 11,
+    /// A buffer of a program's own was laid out in L1: a circular buffer or its like.
+    Local = 12,
+    /// A program was dispatched, or refused.
+    Run = 13,
+    /// A program ends.
+    ProgramEnd = 14,
+    /// A buffer was kept from being allocated, by a graph capture without dispatch.
+    Planned = 15,
+    /// A planned buffer ends.
+    Unplanned = 16,
+    /// A trace is captured, replayed or released.
+    Trace = 17,
+    /// An allocator takes over ranges of memory.
+    Regions = 18,
+    /// A program was put into a workload.
+    Enlisted = 19,
+    /// An allocator was asked how much it has given.
+    Statistics = 20,
 }
 
 /// The body of one kind of record.
@@ -91,6 +111,14 @@ pub trait Body: Pod {
 /// What follows a record's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tail<'a>(pub &'a [u8]);
+
+impl<'a> Tail<'a> {
+    /// The tail as entries of one kind; None if they don't fill it.
+    pub fn entries<T: Pod>(self) -> Option<impl Iterator<Item = T> + 'a> {
+        let entries = self.0.chunks_exact(size_of::<T>());
+        entries.remainder().is_empty().then(|| entries.map(bytemuck::pod_read_unaligned))
+    }
+}
 
 /// Why some bytes are not a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -173,8 +201,10 @@ pub struct Device {
     pub arch: u32,
     /// 1 for a MeshDevice, 0 for a Device, which is one chip.
     pub is_mesh: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How many dimensions a mesh has; 0 if its shape is not known.
+    pub dims: u32,
+    /// How many chips one step in each dimension is, in the order of the chips.
+    pub strides: [u32; MESH_DIMS],
 }
 
 /// Body of [`Kind::Allocator`].
@@ -191,6 +221,12 @@ pub struct Allocator {
     pub banks: [u32; TYPES],
     /// What every allocation in a bank is rounded up to, in bytes.
     pub alignment: u32,
+    /// The first address that may be allocated in L1 and in DRAM, in bytes; 0 if that is not known.
+    pub base: [u64; 2],
+    /// The L1 of one core, in bytes; 0 if that is not known.
+    pub l1_bytes: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Body of [`Kind::Allocate`].
@@ -211,8 +247,38 @@ pub struct Allocate {
     pub page_bytes: u64,
     /// tt-metal's `BufferType`.
     pub buffer_type: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// A [`Purpose`].
+    pub purpose: u16,
+    /// If every core has an address of its own, how many banks it takes; 0 if it takes all.
+    pub cores: u16,
+}
+
+/// What memory was allocated for, as far as the call tells inside which it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Purpose {
+    /// A tensor, or anything else that the program asked for.
+    #[default]
+    Data = 0,
+    /// The binaries of kernels.
+    Binaries = 1,
+    /// The commands of a trace.
+    Trace = 2,
+    /// A GlobalCircularBuffer.
+    GlobalCircularBuffer = 3,
+    /// A GlobalSemaphore.
+    GlobalSemaphore = 4,
+}
+
+impl Purpose {
+    /// All of them, by number.
+    pub const ALL: [Purpose; 5] = [
+        Purpose::Data,
+        Purpose::Binaries,
+        Purpose::Trace,
+        Purpose::GlobalCircularBuffer,
+        Purpose::GlobalSemaphore,
+    ];
 }
 
 /// Body of [`Kind::Free`].
@@ -279,6 +345,230 @@ pub struct Placement {
     pub reserved: u32,
 }
 
+/// Body of [`Kind::Kernel`]; the tail is the kernel's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Kernel {
+    /// The ProgramImpl's address: the program's name until it ends.
+    pub program: u64,
+}
+
+/// Body of [`Kind::Local`]; the tail is the ranges of cores, each four `u16`, little-endian: x and y of
+/// the first core, x and y of the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Local {
+    /// Which program.
+    pub program: u64,
+    /// Where it is in the L1 of each of its cores.
+    pub address: u64,
+    /// Its size on each of its cores, in bytes.
+    pub bytes: u64,
+    /// Which layout it belongs to. A later layout of the same kind replaces an earlier one.
+    pub layout: u64,
+    /// A [`LocalKind`].
+    pub kind: u32,
+    /// On how many cores it lies, as the runtime counts them; 0 if that is not known.
+    pub cores: u32,
+}
+
+/// What a program lays out in L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum LocalKind {
+    /// A circular buffer.
+    Circular = 0,
+    /// A circular buffer over a buffer that an allocator gave: a view, which takes no memory.
+    Global = 1,
+    /// A dataflow buffer.
+    Dataflow = 2,
+    /// A scratchpad.
+    Scratchpad = 3,
+}
+
+impl LocalKind {
+    /// All of them, by number.
+    pub const ALL: [LocalKind; 4] =
+        [LocalKind::Circular, LocalKind::Global, LocalKind::Dataflow, LocalKind::Scratchpad];
+}
+
+/// Body of [`Kind::Run`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Run {
+    /// The workload, all of whose programs were dispatched; 0 if it was `program` alone.
+    pub workload: u64,
+    /// Which program, if `workload` is 0.
+    pub program: u64,
+    /// The mesh or device that it was dispatched to.
+    pub device: u64,
+    /// 1 if it was refused, by an exception.
+    pub refused: u64,
+}
+
+/// The most dimensions of a mesh that are told.
+pub const MESH_DIMS: usize = 4;
+
+/// Body of [`Kind::Enlisted`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Enlisted {
+    /// The workload.
+    pub workload: u64,
+    /// The program.
+    pub program: u64,
+    /// tt-metal's id of the program, as its messages have it.
+    pub id: u64,
+    /// How many dimensions the mesh has; 0 if the program's part of it is not known.
+    pub dims: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The first coordinate of the program's part of the mesh.
+    pub start: [u32; MESH_DIMS],
+    /// The last.
+    pub end: [u32; MESH_DIMS],
+}
+
+/// Body of [`Kind::ProgramEnd`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ProgramEnd {
+    /// Which program.
+    pub program: u64,
+}
+
+/// Body of [`Kind::Planned`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Planned {
+    /// The device that it would have been allocated on.
+    pub device: u64,
+    /// The Buffer object.
+    pub buffer: u64,
+    /// `Buffer::size()`, in bytes.
+    pub bytes: u64,
+    /// `Buffer::aligned_size_per_bank()`, before the allocator's own rounding.
+    pub bytes_per_bank: u64,
+    /// tt-metal's `BufferType`.
+    pub buffer_type: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Body of [`Kind::Unplanned`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Unplanned {
+    /// The Buffer object.
+    pub buffer: u64,
+}
+
+/// Body of [`Kind::Trace`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Trace {
+    /// The mesh.
+    pub device: u64,
+    /// tt-metal's id of the trace.
+    pub trace: u32,
+    /// A [`TraceStep`].
+    pub step: u32,
+}
+
+/// What happens to a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum TraceStep {
+    /// Its capture has begun.
+    Begin = 0,
+    /// Its capture is about to end, which allocates its buffer.
+    End = 1,
+    /// It is about to be replayed.
+    Replay = 2,
+    /// It is about to be released.
+    Release = 3,
+}
+
+impl TraceStep {
+    /// All of them, by number.
+    pub const ALL: [TraceStep; 4] =
+        [TraceStep::Begin, TraceStep::End, TraceStep::Replay, TraceStep::Release];
+}
+
+/// Body of [`Kind::Regions`]; the tail is the ranges, each two `u64`, little-endian: the first address
+/// and the one after the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Regions {
+    /// Which allocator.
+    pub allocator: u64,
+    /// tt-metal's `BufferType`.
+    pub buffer_type: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Body of [`Kind::Statistics`]; the tail is a [`StatisticsOfType`] for every type that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Statistics {
+    /// Who was asked.
+    pub allocator: u64,
+    /// How many records of its allocations, frees and releases were written before it was asked. With
+    /// any more or fewer, the answer is not about the state that the records give.
+    pub operations: u64,
+    /// A [`StatisticsCause`].
+    pub cause: u32,
+    /// A [`StatisticsState`].
+    pub state: u32,
+    /// What was asked for in vain, in bytes, if that was the cause.
+    pub failed_bytes: u64,
+    /// And its type.
+    pub failed_type: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// One type's part of [`Statistics`]: bytes in each bank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct StatisticsOfType {
+    /// tt-metal's `BufferType`.
+    pub buffer_type: u64,
+    /// What may be allocated at all.
+    pub total: u64,
+    /// What is allocated.
+    pub allocated: u64,
+    /// What is free.
+    pub free: u64,
+    /// The largest piece of that.
+    pub largest_free: u64,
+}
+
+/// Why an allocator was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum StatisticsCause {
+    /// Its device is about to close.
+    Close = 0,
+    /// It could not give what was asked for.
+    Failure = 1,
+}
+
+/// What there is to make of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum StatisticsState {
+    /// Nothing happened meanwhile, as far as its writer saw.
+    Quiet = 0,
+    /// Other threads allocated or freed at that time.
+    Busy = 1,
+    /// The allocator has memory that no record tells of: it came with a fork.
+    Inherited = 2,
+    /// The allocator gives L1 core by core, which its statistics leave out.
+    PerCore = 3,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +602,17 @@ mod tests {
         let mut unknown = bytes.clone();
         unknown[0] = 99;
         assert_eq!(Record::decode(&unknown), Err(DecodeError::Kind(99)));
+    }
+
+    #[test]
+    fn a_tail_of_entries_comes_back_whole_or_not_at_all() {
+        let one =
+            StatisticsOfType { buffer_type: 1, total: 2, allocated: 3, free: 4, largest_free: 5 };
+        let bytes = [bytemuck::bytes_of(&one), bytemuck::bytes_of(&one)].concat();
+        let entries = |bytes| Tail(bytes).entries().map(Iterator::collect::<Vec<_>>);
+        assert_eq!(entries(&bytes), Some(vec![one, one]));
+        assert_eq!(entries(b""), Some(vec![]));
+        assert_eq!(entries(&bytes[..79]), None);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub const DEFAULT_SLOTS: usize = 1 << 17;
 /// How many processes the header knows the pids and counts the calls of; later ones are tracked without.
 pub const KNOWN_PROCESSES: usize = 256;
 /// How many symbols have counters of calls.
-pub const COUNTED_SYMBOLS: usize = 64;
+pub const COUNTED_SYMBOLS: usize = 128;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ttalloc\0");
 const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
@@ -679,12 +679,12 @@ mod tests {
     #[test]
     fn only_a_ring_is_attached() {
         let attach = |path: &str| Producer::attach(Path::new(path)).err().unwrap().to_string();
-        assert_eq!(attach("/dev/null"), "not a ring of version 1");
+        assert_eq!(attach("/dev/null"), format!("not a ring of version {VERSION}"));
         assert!(attach("/proc/self/fd/999999").contains("No such file"));
         assert!(attach("").contains("No such file"));
         let (consumer, _) = ring();
         consumer.shared.header().version.store(0, Ordering::Relaxed);
-        assert_eq!(attach(&consumer.path()), "not a ring of version 1");
+        assert_eq!(attach(&consumer.path()), format!("not a ring of version {VERSION}"));
     }
 
     #[test]

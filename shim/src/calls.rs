@@ -6,6 +6,7 @@
 
 use std::mem;
 
+use ttalloc_ring::record::MESH_DIMS;
 use ttalloc_symbols::{catalogue, index_of};
 
 use crate::elf;
@@ -36,6 +37,16 @@ macro_rules! lookup {
             };
             // SAFETY: as the caller promises.
             unsafe { function($($argument),+) }
+        }
+
+        /// Whether there is a function of this role.
+        pub mod $role {
+            /// Whether the runtime has it.
+            #[allow(dead_code, reason = "of most roles a known runtime has one")]
+            #[inline]
+            pub fn exists(runtime: &crate::runtime::Runtime) -> bool {
+                super::address_of(runtime, &[$(const { ttalloc_symbols::index_of($name) }),+]) != 0
+            }
         }
     };
     (@word $argument:ident) => { usize };
@@ -103,6 +114,90 @@ pub unsafe fn id_and_arch(runtime: &Runtime, device: usize) -> (Option<i32>, u32
     (runtime.id_slot.map(|slot| call(slot) as i32), runtime.arch_slot.map_or(0, call) as u32)
 }
 
+/// The name of a kernel, given to `then`.
+///
+/// # Safety
+/// `kernel` must point to a live Kernel.
+pub unsafe fn with_kernel_name(runtime: &Runtime, kernel: usize, then: impl FnOnce(&[u8])) {
+    if !kernel_name::exists(runtime) {
+        return then(b"");
+    }
+    // A std::string of libstdc++: the text, its length, and its capacity or the text itself.
+    let mut string = [0_usize; 4];
+    let result = (&raw mut string) as usize;
+    // SAFETY: room for the string that is returned by value, and the kernel is alive.
+    unsafe { kernel_name(runtime, result, kernel) };
+    let [text, length, capacity, _] = string;
+    // SAFETY: the string's text, which we own until it is deleted below.
+    then(unsafe { std::slice::from_raw_parts(text as *const u8, length) });
+    if text != result + 2 * size_of::<usize>() {
+        // SAFETY: memory from the matching operator new, which nobody else has.
+        unsafe { operator_delete(runtime, text, capacity + 1) };
+    }
+}
+
+/// The number of dimensions, the first and the last coordinate of a MeshCoordinateRange, where they can
+/// be told and there are few.
+///
+/// # Safety
+/// `range` must point to a live MeshCoordinateRange.
+pub unsafe fn coordinates(
+    runtime: &Runtime,
+    range: usize,
+) -> Option<(u32, [u32; MESH_DIMS], [u32; MESH_DIMS])> {
+    let all = range_dims::exists(runtime)
+        && range_start::exists(runtime)
+        && range_end::exists(runtime)
+        && coordinate::exists(runtime);
+    if !all {
+        return None;
+    }
+    // SAFETY: as the caller promises.
+    let dims = unsafe { range_dims(runtime, range) };
+    if dims > MESH_DIMS {
+        return None;
+    }
+    let read = |point: usize| {
+        let mut words = [0; MESH_DIMS];
+        for (dimension, word) in words.iter_mut().enumerate().take(dims) {
+            // SAFETY: a MeshCoordinate of the range, which has as many dimensions.
+            *word = unsafe { coordinate(runtime, point, dimension) } as u32;
+        }
+        words
+    };
+    // SAFETY: as the caller promises; the results refer to members of the range.
+    let start = unsafe { range_start(runtime, range) };
+    // SAFETY: as above.
+    let end = unsafe { range_end(runtime, range) };
+    Some((dims as u32, read(start), read(end)))
+}
+
+/// The number of dimensions of a mesh, and how many chips a step in each is; none where they can't be
+/// told.
+///
+/// # Safety
+/// `mesh` must point to a live, open MeshDevice.
+pub unsafe fn shape(runtime: &Runtime, mesh: usize) -> (u32, [u32; MESH_DIMS]) {
+    let mut strides = [0; MESH_DIMS];
+    let all =
+        mesh_shape::exists(runtime) && shape_dims::exists(runtime) && shape_stride::exists(runtime);
+    if !all {
+        return (0, strides);
+    }
+    // SAFETY: as the caller promises; the result refers to a MeshShape of the mesh.
+    let shape = unsafe { mesh_shape(runtime, mesh) };
+    // SAFETY: a live MeshShape.
+    let dims = unsafe { shape_dims(runtime, shape) };
+    if dims > MESH_DIMS {
+        return (0, strides);
+    }
+    for (dimension, stride) in strides.iter_mut().enumerate().take(dims) {
+        // SAFETY: a live MeshShape of as many dimensions.
+        *stride = unsafe { shape_stride(runtime, shape, dimension) } as u32;
+    }
+    (dims as u32, strides)
+}
+
 /// The ids of a mesh's chips, given to `then` as bytes in the machine's order, which is little-endian.
 ///
 /// # Safety
@@ -118,13 +213,23 @@ pub unsafe fn with_chips(runtime: &Runtime, mesh: usize, then: impl FnOnce(&[u8]
     }
     // SAFETY: the vector's elements, which we own until they are deleted below.
     then(unsafe { std::slice::from_raw_parts(begin as *const u8, end.saturating_sub(begin)) });
-    if runtime.operator_delete != 0 {
-        // SAFETY: `operator delete(void*, size_t)`, or the one without a size, which ignores the second
-        // register.
-        let delete = unsafe {
-            mem::transmute::<usize, unsafe extern "C" fn(usize, usize)>(runtime.operator_delete)
-        };
-        // SAFETY: the vector's memory came from the matching operator new, and nobody else has it.
-        unsafe { delete(begin, end_of_memory - begin) };
+    // SAFETY: the vector's memory, and nobody else has it.
+    unsafe { operator_delete(runtime, begin, end_of_memory - begin) };
+}
+
+/// Gives the runtime back some memory of `bytes` bytes; leaves it be if it isn't known how.
+///
+/// # Safety
+/// The memory must come from the runtime's `operator new`, and nobody may use it any more.
+pub unsafe fn operator_delete(runtime: &Runtime, memory: usize, bytes: usize) {
+    if runtime.operator_delete == 0 {
+        return;
     }
+    // SAFETY: `operator delete(void*, size_t)`, or the one without a size, which ignores the second
+    // register.
+    let delete = unsafe {
+        mem::transmute::<usize, unsafe extern "C" fn(usize, usize)>(runtime.operator_delete)
+    };
+    // SAFETY: as the caller promises.
+    unsafe { delete(memory, bytes) };
 }

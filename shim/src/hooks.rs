@@ -6,11 +6,15 @@
 
 use std::cell::Cell;
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use ttalloc_ring::record::{self, Body, TYPES};
+use ttalloc_ring::record::{self, Body, MESH_DIMS, TYPES};
 use ttalloc_symbols::{catalogue, index_of};
 
 use crate::calls::{self, DeviceKind};
+use crate::elf;
+use crate::programs::*;
+use crate::reconcile::{self, OF_CHIP, Operation, WHOLE};
 use crate::runtime;
 use crate::session::Recorder;
 
@@ -97,13 +101,13 @@ thread_local! {
 }
 
 /// Sets a cell until dropped, also by an exception.
-struct Meanwhile<'a, T: Copy> {
+pub struct Meanwhile<'a, T: Copy> {
     cell: &'a Cell<T>,
     before: T,
 }
 
 impl<T: Copy> Meanwhile<'_, T> {
-    fn set(cell: &Cell<T>, value: T) -> Meanwhile<'_, T> {
+    pub fn set(cell: &Cell<T>, value: T) -> Meanwhile<'_, T> {
         Meanwhile { cell, before: cell.replace(value) }
     }
 }
@@ -120,14 +124,41 @@ fn forget_latest() {
 }
 
 /// Writes a record if it is dropped, as it is when an exception passes.
-struct OnException<B: Body> {
-    recorder: Recorder,
-    record: B,
+pub struct OnException<B: Body> {
+    pub recorder: Recorder,
+    pub record: B,
 }
 
 impl<B: Body> Drop for OnException<B> {
     fn drop(&mut self) {
         self.recorder.write(&self.record);
+    }
+}
+
+/// An allocation that is being tried. If it is dropped, as by an exception, it has failed.
+struct Attempt {
+    recorder: Recorder,
+    failed: record::Failed,
+    operation: Option<Operation<'static>>,
+}
+
+impl Attempt {
+    /// It went well. The operation is over when its record is written.
+    fn succeed(mut self) -> Option<Operation<'static>> {
+        let operation = self.operation.take();
+        mem::forget(self);
+        operation
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.recorder.write(&self.failed);
+        drop(self.operation.take());
+        let allocator = self.failed.allocator as usize;
+        // SAFETY: the allocator is alive, being the argument of a call that is only now being left; the
+        // exception that leaves it has unlocked it.
+        unsafe { reconcile::at_failure(&self.recorder, allocator, &self.failed) };
     }
 }
 
@@ -150,9 +181,10 @@ unsafe fn allocate(
         buffer_type: wanted.buffer_type.into(),
         reserved: 0,
     };
-    let on_exception = OnException { recorder, record: failed };
+    let operation = recorder.watch().operation(allocator);
+    let attempt = Attempt { recorder, failed, operation };
     let address = forward();
-    mem::forget(on_exception);
+    let _operation = attempt.succeed();
     // SAFETY: the buffer is alive, and the allocator has given up its lock.
     let bytes_per_bank = unsafe { calls::bytes_per_bank(recorder.runtime(), buffer) };
     recorder.write(&record::Allocate {
@@ -163,7 +195,9 @@ unsafe fn allocate(
         bytes_per_bank: bytes_per_bank as u64,
         page_bytes: failed.page_bytes,
         buffer_type: failed.buffer_type,
-        reserved: 0,
+        purpose: purpose() as u16,
+        // SAFETY: the buffer is alive.
+        cores: unsafe { cores(&recorder, buffer, wanted.device) },
     });
     let place = Place { address, buffer_type: wanted.buffer_type, device: 0 };
     HERE.with(|here| here.latest.set(place));
@@ -176,10 +210,12 @@ unsafe fn deallocate(
     allocator: usize,
     buffer: usize,
 ) -> usize {
+    let mut _operation = None;
     if let Some(recorder) = recorder {
         // SAFETY: the buffer is alive and allocated; were it not, this would throw as the real call
         // does, which asks for the address too.
         let address = unsafe { calls::address(recorder.runtime(), buffer) } as u32;
+        _operation = recorder.watch().operation(allocator);
         recorder.write(&record::Free {
             allocator: allocator as u64,
             buffer: buffer as u64,
@@ -195,7 +231,9 @@ unsafe fn deallocate_all(
     forward: impl FnOnce() -> usize,
     allocator: usize,
 ) -> usize {
+    let mut _operation = None;
     if let Some(recorder) = recorder {
+        _operation = recorder.watch().operation(allocator);
         recorder.write(&record::Release { allocator: allocator as u64, ends: 0 });
         forget_latest();
     }
@@ -218,6 +256,7 @@ unsafe fn allocator_end(
 ) -> usize {
     if let Some(recorder) = recorder {
         recorder.forget(allocator);
+        recorder.watch().end(allocator);
         recorder.write(&record::Release { allocator: allocator as u64, ends: 1 });
         forget_latest();
     }
@@ -329,7 +368,11 @@ unsafe fn mesh_open(
         // Whatever was here before is gone, even if its end was not seen.
         recorder.forget(mesh);
         // SAFETY: the mesh is the call's argument and now open.
-        unsafe { describe_mesh(&recorder, mesh) };
+        let allocator = unsafe { describe_opened(&recorder, mesh) };
+        if allocator != 0 {
+            // It is as new as the mesh, also in a forked process.
+            recorder.watch().begin(allocator, mesh, WHOLE);
+        }
     }
     result
 }
@@ -369,6 +412,8 @@ unsafe fn mesh_close(
     mesh: usize,
 ) -> usize {
     let Some(recorder) = recorder else { return forward() };
+    // SAFETY: the mesh is the call's argument. It is open as long as it is known.
+    unsafe { reconcile::at_close(&recorder, mesh) };
     recorder.forget(mesh);
     let device = mesh as u64;
     recorder.write(&record::Close { device, failed: 0 });
@@ -397,6 +442,18 @@ unsafe fn device_close(
     unsafe { mesh_close(recorder, forward, device) }
 }
 
+unsafe fn hybrid(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _allocator: usize,
+    _allocators: usize,
+) -> usize {
+    if let Some(recorder) = recorder {
+        recorder.watch().give_core_by_core();
+    }
+    forward()
+}
+
 /// What a buffer is that is about to be allocated.
 ///
 /// # Safety
@@ -408,7 +465,7 @@ unsafe fn wanted(recorder: &Recorder, buffer: usize) -> Wanted {
     let runtime = recorder.runtime();
     // SAFETY: plain accessors of a live buffer.
     let page_bytes = unsafe { calls::page_size(runtime, buffer) };
-    if !runtime.has("buffer_type") {
+    if !calls::buffer_type::exists(runtime) {
         // No create under way and no accessor: the launcher counts what has no type.
         return Wanted { device: 0, bytes: 0, page_bytes, buffer_type: u8::MAX };
     }
@@ -421,15 +478,44 @@ unsafe fn wanted(recorder: &Recorder, buffer: usize) -> Wanted {
     Wanted { device, bytes, page_bytes, buffer_type }
 }
 
+/// On how many cores a buffer lies that has an address of its own on each; 0 for any other.
+///
+/// # Safety
+/// `buffer` must point to a live Buffer, and `device` must be null or point to its live device.
+unsafe fn cores(recorder: &Recorder, buffer: usize, device: usize) -> u16 {
+    let runtime = recorder.runtime();
+    // Only the allocator of a single chip gives such addresses.
+    // SAFETY: as the caller promises.
+    let is_chip = unsafe { calls::device_kind(runtime, device) } == Some(DeviceKind::Chip);
+    if !is_chip || !calls::is_per_core::exists(runtime) || !calls::buffer_cores::exists(runtime) {
+        return 0;
+    }
+    // SAFETY: as the caller promises. A bool fills the lowest byte alone.
+    if unsafe { calls::is_per_core(runtime, buffer) } as u8 == 0 {
+        return 0;
+    }
+    // SAFETY: as above. The value is followed by whether there is one.
+    let cores = unsafe { calls::buffer_cores(runtime, buffer) } as u64;
+    if (cores >> 32) as u8 == 0 { 0 } else { cores as u16 }
+}
+
 /// Describes an allocator and its device to the launcher, unless that was done.
 ///
 /// # Safety
 /// `allocator` must point to a live allocator that this thread has not locked, and `device` must be
 /// null or point to a live, open IDevice.
 unsafe fn describe_allocator(recorder: &Recorder, allocator: usize, device: usize) {
-    if recorder.knows(allocator) {
-        return;
+    if !recorder.knows(allocator) {
+        // SAFETY: as the caller promises.
+        unsafe { write_allocator(recorder, allocator, device) };
     }
+}
+
+/// Describes an allocator as it is now.
+///
+/// # Safety
+/// As for [`describe_allocator`].
+unsafe fn write_allocator(recorder: &Recorder, allocator: usize, device: usize) {
     // SAFETY: as the caller promises.
     unsafe { describe_device(recorder, device) };
     let runtime = recorder.runtime();
@@ -439,6 +525,9 @@ unsafe fn describe_allocator(recorder: &Recorder, allocator: usize, device: usiz
         bank_bytes: [0; TYPES],
         banks: [0; TYPES],
         alignment: 0,
+        base: [0; 2],
+        l1_bytes: 0,
+        reserved: 0,
     };
     // DRAM, L1, L1_SMALL and TRACE. The allocator throws when asked for the banks of SYSTEM_MEMORY (2).
     // A word holds the enumeration's value whatever its width.
@@ -453,15 +542,40 @@ unsafe fn describe_allocator(recorder: &Recorder, allocator: usize, device: usiz
     // Every free list rounds up to DRAM's alignment, whatever its own type.
     // SAFETY: as above; this one takes the type by value.
     described.alignment = unsafe { calls::alignment(runtime, allocator, 0) } as u32;
+    if calls::base_address::exists(runtime) {
+        // tt-metal's HalMemType: L1 is 0, DRAM 1.
+        for (memory, base) in described.base.iter_mut().enumerate() {
+            let reference = (&raw const memory) as usize;
+            // SAFETY: a live allocator and a reference to one of its memories.
+            *base = unsafe { calls::base_address(runtime, allocator, reference) } as u64;
+        }
+    }
+    // SAFETY: as the caller promises.
+    described.l1_bytes = match unsafe { calls::device_kind(runtime, device) } {
+        Some(DeviceKind::Mesh) if calls::mesh_l1_bytes::exists(runtime) => {
+            // SAFETY: an open mesh.
+            unsafe { calls::mesh_l1_bytes(runtime, device) as u32 }
+        }
+        Some(DeviceKind::Chip) if calls::device_l1_bytes::exists(runtime) => {
+            // SAFETY: an open device.
+            unsafe { calls::device_l1_bytes(runtime, device) as u32 }
+        }
+        _ => 0,
+    };
     recorder.write(&described);
     recorder.remember(allocator);
+    // SAFETY: as the caller promises.
+    let is_of_chip = unsafe { calls::device_kind(runtime, device) } == Some(DeviceKind::Chip);
+    let whole = if recorder.is_forked() { 0 } else { WHOLE };
+    let flags = whole | if is_of_chip { OF_CHIP } else { 0 };
+    recorder.watch().begin(allocator, device, flags);
 }
 
 /// Describes a device to the launcher, if it is of a known kind and that wasn't done.
 ///
 /// # Safety
 /// `device` must be null or point to a live, open IDevice.
-unsafe fn describe_device(recorder: &Recorder, device: usize) {
+pub unsafe fn describe_device(recorder: &Recorder, device: usize) {
     if recorder.knows(device) {
         return;
     }
@@ -477,8 +591,13 @@ unsafe fn describe_device(recorder: &Recorder, device: usize) {
         // A chip without an id can't be named: its memory is counted as unattributed.
         None => return,
     };
+    let (dims, strides) = match kind {
+        // SAFETY: an open mesh.
+        DeviceKind::Mesh => unsafe { calls::shape(runtime, device) },
+        DeviceKind::Chip => (0, [0; MESH_DIMS]),
+    };
     let described =
-        record::Device { device: device as u64, id, arch, is_mesh: is_mesh.into(), reserved: 0 };
+        record::Device { device: device as u64, id, arch, is_mesh: is_mesh.into(), dims, strides };
     if is_mesh {
         // SAFETY: an open mesh.
         unsafe {
@@ -490,22 +609,160 @@ unsafe fn describe_device(recorder: &Recorder, device: usize) {
     recorder.remember(device);
 }
 
-/// Describes a mesh that was opened, and the allocator that its tensors come from.
+/// Describes a device that was opened, or whose allocator may have changed, and that allocator, which is
+/// returned; 0 if it is not known.
 ///
 /// # Safety
-/// `mesh` must point to a live, open MeshDevice.
-unsafe fn describe_mesh(recorder: &Recorder, mesh: usize) {
+/// `device` must be null or point to a live, open IDevice, whose allocator this thread has not locked.
+unsafe fn describe_opened(recorder: &Recorder, device: usize) -> usize {
     let runtime = recorder.runtime();
-    // SAFETY: as the caller promises; the result refers to a unique_ptr of the mesh.
-    let owner = unsafe { calls::mesh_allocator(runtime, mesh) };
-    if owner == 0 {
-        // SAFETY: as the caller promises.
-        return unsafe { describe_device(recorder, mesh) };
-    }
+    // SAFETY: as the caller promises.
+    let owner = match unsafe { calls::device_kind(runtime, device) } {
+        Some(DeviceKind::Mesh) if calls::mesh_allocator::exists(runtime) => {
+            // SAFETY: an open mesh; the result refers to a unique_ptr of it.
+            unsafe { calls::mesh_allocator(runtime, device) }
+        }
+        Some(DeviceKind::Chip) if calls::device_allocator::exists(runtime) => {
+            // SAFETY: an open device; likewise.
+            unsafe { calls::device_allocator(runtime, device) }
+        }
+        _ => {
+            // SAFETY: as the caller promises.
+            unsafe { describe_device(recorder, device) };
+            return 0;
+        }
+    };
     // SAFETY: a unique_ptr with the default deleter is the pointer itself.
-    let allocator = unsafe { crate::elf::read::<usize>(owner) };
+    let allocator = unsafe { elf::read::<usize>(owner) };
     if allocator != 0 {
-        // SAFETY: a live allocator of the mesh.
-        unsafe { describe_allocator(recorder, allocator, mesh) };
+        // SAFETY: a live allocator of the device.
+        unsafe { write_allocator(recorder, allocator, device) };
     }
+    allocator
+}
+
+unsafe fn load_sub_devices(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    device: usize,
+    _manager: usize,
+) -> usize {
+    let result = forward();
+    if let Some(recorder) = recorder {
+        // SAFETY: the device is the call's own, and open.
+        unsafe { describe_opened(&recorder, device) };
+    }
+    result
+}
+
+unsafe fn clear_sub_devices(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    device: usize,
+) -> usize {
+    // SAFETY: the same in what matters here.
+    unsafe { load_sub_devices(recorder, forward, device, 0) }
+}
+
+unsafe fn reshape(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    mesh: usize,
+    _shape: usize,
+) -> usize {
+    let result = forward();
+    if let Some(recorder) = recorder {
+        recorder.forget(mesh);
+        // SAFETY: the mesh is the call's own, and open.
+        unsafe { describe_device(&recorder, mesh) };
+    }
+    result
+}
+
+unsafe fn override_state(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    allocator: usize,
+    state: usize,
+) -> usize {
+    let Some(recorder) = recorder else { return forward() };
+    let runtime = recorder.runtime();
+    let _operation = recorder.watch().operation(allocator);
+    recorder.write(&record::Release { allocator: allocator as u64, ends: 0 });
+    forget_latest();
+    let result = forward();
+    if !calls::allocated_regions::exists(runtime) || !calls::has_regions::exists(runtime) {
+        return result;
+    }
+    for buffer_type in [0_usize, 1, 3, 4] {
+        // SAFETY: a live AllocatorState and one of tt-metal's types.
+        if unsafe { calls::has_regions(runtime, state, buffer_type) } as u8 == 0 {
+            continue;
+        }
+        // SAFETY: as above; the result refers to a vector, which begins with its elements' start and end.
+        let vector = unsafe { calls::allocated_regions(runtime, state, buffer_type) };
+        // SAFETY: as above.
+        let [start, end] = unsafe { elf::read::<[usize; 2]>(vector) };
+        // SAFETY: the vector's elements, pairs of addresses.
+        let regions: &[[u64; 2]] = unsafe { slice(start, end) };
+        for some in regions.chunks(MOST_REGIONS) {
+            let body = record::Regions {
+                allocator: allocator as u64,
+                buffer_type: buffer_type as u32,
+                reserved: 0,
+            };
+            recorder.write_with_tail(&body, bytemuck::cast_slice(some));
+        }
+    }
+    result
+}
+
+/// The most ranges of memory that one record tells of.
+const MOST_REGIONS: usize = 256;
+
+/// Whether any buffer was planned in this process.
+static HAS_PLANS: AtomicBool = AtomicBool::new(false);
+
+unsafe fn plan(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _tracker: usize,
+    buffer: usize,
+) -> usize {
+    let result = forward();
+    // A bool fills the lowest byte alone.
+    if let Some(recorder) = recorder.filter(|_| result as u8 != 0) {
+        HAS_PLANS.store(true, Ordering::Relaxed);
+        // SAFETY: the buffer is the call's argument, and alive.
+        let wanted = unsafe { wanted(&recorder, buffer) };
+        // SAFETY: as above, and so is the device that it is made for.
+        unsafe { describe_device(&recorder, wanted.device) };
+        // SAFETY: as above.
+        let bytes_per_bank = unsafe { calls::bytes_per_bank(recorder.runtime(), buffer) };
+        recorder.write(&record::Planned {
+            device: wanted.device as u64,
+            buffer: buffer as u64,
+            bytes: wanted.bytes as u64,
+            bytes_per_bank: bytes_per_bank as u64,
+            buffer_type: wanted.buffer_type.into(),
+            reserved: 0,
+        });
+    }
+    result
+}
+
+unsafe fn unplan(
+    recorder: Option<Recorder>,
+    forward: impl FnOnce() -> usize,
+    _tracker: usize,
+    buffer: usize,
+) -> usize {
+    if let Some(recorder) = recorder.filter(|_| HAS_PLANS.load(Ordering::Relaxed)) {
+        // A planned buffer has address 0, and no other has.
+        // SAFETY: the buffer is alive, and counts as allocated.
+        if unsafe { calls::address(recorder.runtime(), buffer) } as u32 == 0 {
+            recorder.write(&record::Unplanned { buffer: buffer as u64 });
+        }
+    }
+    forward()
 }

@@ -8,8 +8,9 @@
 //! * becomes a plain forward when there is no ring, the launcher is gone, or the runtime is not one
 //!   that it knows.
 //!
-//! `hooks` has what is hooked, `calls` what is asked of the runtime, `session` the way to the launcher,
-//! `runtime` what was found in the program, and `elf` how it is found.
+//! `hooks` has what is hooked, `programs` the part of it that is about programs, `calls` what is asked of
+//! the runtime, `reconcile` when its allocators are asked for their own figures, `session` the way to the
+//! launcher, `runtime` what was found in the program, and `elf` how it is found.
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("C++ exceptions pass through these functions: build with panic = \"unwind\"");
@@ -17,6 +18,8 @@ compile_error!("C++ exceptions pass through these functions: build with panic = 
 mod calls;
 mod elf;
 mod hooks;
+mod programs;
+mod reconcile;
 mod runtime;
 mod session;
 

@@ -31,7 +31,7 @@ pub struct Runtime {
     pub addresses: [usize; COUNT],
     /// Its era; None where tracking is impossible.
     pub era: Option<Era>,
-    /// The symbols among them that have their role in its era.
+    /// The symbols that it defines and that have their role in its era.
     used: SymbolSet,
     /// Where its virtual tables have `IDevice::id()` and `IDevice::arch()`, in bytes; None for what it
     /// doesn't export.
@@ -58,15 +58,10 @@ impl Runtime {
         unsafe { RUNTIME.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Whether this runtime defines the symbol at `index`, and it has its role in the runtime's era.
+    /// Whether it defines the symbol at `index`, which has its role in its era.
     #[inline]
     pub fn uses(&self, index: usize) -> bool {
         self.used.contains(index)
-    }
-
-    /// Whether it defines a symbol of `role` that its era uses.
-    pub fn has(&self, role: &str) -> bool {
-        self.used.iter().any(|(_, symbol)| symbol.role == role)
     }
 
     /// The runtime that `object` is. Allocates nothing, since it runs under the dynamic linker's lock.

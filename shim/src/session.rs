@@ -14,6 +14,7 @@ use ttalloc_ring::record::{self, Body, Head};
 use ttalloc_ring::ring::{AttachError, Producer};
 use ttalloc_ring::{RING_VARIABLE, record::MAX_BYTES};
 
+use crate::reconcile::Watch;
 use crate::runtime::{MOST_BUILD_ID, Runtime};
 
 /// The ring's path, copied when this library is loaded: the program may change its environment.
@@ -36,13 +37,17 @@ struct Session {
     own: &'static PerProcess,
 }
 
-/// State that a forked child must not inherit. It lives on a page that the kernel clears on fork.
+/// State that a forked child must not inherit. It lives on pages that the kernel clears on fork.
 #[repr(C)]
 struct PerProcess {
     /// The process's number in the ring plus one; 0 until announced.
     number: AtomicU32,
+    /// 1 if this process was forked from one that was announced.
+    forked: AtomicU32,
     /// Allocators and devices that were described to the launcher.
     described: [[AtomicUsize; 8]; 32],
+    /// The allocators among them that may be asked what they have given.
+    watch: Watch,
 }
 
 impl PerProcess {
@@ -165,6 +170,17 @@ impl Recorder {
     pub fn forget(&self, object: usize) {
         self.session.own.forget(object);
     }
+
+    /// The allocators that may be asked what they have given.
+    #[inline]
+    pub fn watch(&self) -> &'static Watch {
+        &self.session.own.watch
+    }
+
+    /// Whether this process was forked from one that was tracked.
+    pub fn is_forked(&self) -> bool {
+        self.session.own.forked.load(Ordering::Acquire) != 0
+    }
 }
 
 /// Attaches to the ring, if there is one; whether recording is on.
@@ -226,9 +242,9 @@ fn visible_pid() -> u32 {
     pid.unwrap_or_else(std::process::id)
 }
 
-/// Maps the page of [`PerProcess`].
+/// Maps the pages of [`PerProcess`].
 fn per_process() -> Option<&'static PerProcess> {
-    const BYTES: usize = 4096;
+    const BYTES: usize = 2 * 4096;
     const { assert!(size_of::<PerProcess>() <= BYTES) };
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -237,7 +253,7 @@ fn per_process() -> Option<&'static PerProcess> {
     if page == libc::MAP_FAILED {
         return None;
     }
-    // SAFETY: the page that was just mapped, whole.
+    // SAFETY: the pages that were just mapped, whole.
     if unsafe { libc::madvise(page, BYTES, libc::MADV_WIPEONFORK) } != 0 {
         // Before Linux 4.14. A forked child would write as its parent, so step aside.
         // SAFETY: as above; nobody else knows the page.
@@ -264,6 +280,7 @@ fn announce(session: &'static Session) -> u32 {
     }
     session.producer.count_dropped(MISSED.swap(0, Ordering::Relaxed));
     let forked = ANNOUNCED.swap(1, Ordering::Relaxed);
+    session.own.forked.store(forked.into(), Ordering::Release);
     let recorder = Recorder { session, process };
     let room = MAX_BYTES - size_of::<Head>() - size_of::<record::Process>();
     let mut argv = Vec::new();

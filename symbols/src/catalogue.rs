@@ -96,6 +96,160 @@ macro_rules! catalogue {
                 device_close(device: usize) = {
                     [A B C] "_ZN2tt8tt_metal6Device5closeEv";
                 }
+                // void override_state(AllocatorState const&): drops what is allocated, and takes over
+                // ranges that another allocator had.
+                override_state(allocator: usize, state: usize) = {
+                    [A] "_ZN2tt8tt_metal9Allocator14override_stateERKNS0_14AllocatorStateE";
+                    [B C] "_ZN2tt8tt_metal13AllocatorImpl14override_stateERKNS0_14AllocatorStateE";
+                }
+                // void load_sub_device_manager(SubDeviceManagerId), a word by value
+                load_sub_devices(device: usize, manager: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice23load_sub_device_managerEN4ttsl10StrongTypeImNS0_21SubDeviceManagerIdTagEEE";
+                    [A B C] "_ZN2tt8tt_metal6Device23load_sub_device_managerEN4ttsl10StrongTypeImNS0_21SubDeviceManagerIdTagEEE";
+                }
+                // void clear_loaded_sub_device_manager()
+                clear_sub_devices(device: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice31clear_loaded_sub_device_managerEv";
+                    [A B C] "_ZN2tt8tt_metal6Device31clear_loaded_sub_device_managerEv";
+                }
+                // bool GraphTracker::hook_allocate(Buffer const*): true if a capture without dispatch
+                // keeps the buffer from being allocated.
+                plan(tracker: usize, buffer: usize) = {
+                    [A B C] "_ZN2tt8tt_metal12GraphTracker13hook_allocateEPKNS0_6BufferE";
+                }
+                // void GraphTracker::track_deallocate(Buffer*): the only word of a planned buffer's end.
+                unplan(tracker: usize, buffer: usize) = {
+                    [A B C] "_ZN2tt8tt_metal12GraphTracker16track_deallocateEPNS0_6BufferE";
+                }
+                // KernelHandle ProgramImpl::add_kernel(shared_ptr<Kernel> const&,
+                // HalProgrammableCoreType const&)
+                add_kernel(program: usize, kernel: usize, core_type: usize) = {
+                    [A B C] "_ZN2tt8tt_metal6detail11ProgramImpl10add_kernelERKSt10shared_ptrINS0_6KernelEERKNS0_23HalProgrammableCoreTypeE";
+                }
+                // void ProgramImpl::allocate_circular_buffers(IDevice const*): lays out the program's
+                // circular buffers, unless their layout stands.
+                lay_out_circular(program: usize, device: usize) = {
+                    [A B C] "_ZN2tt8tt_metal6detail11ProgramImpl25allocate_circular_buffersEPKNS0_7IDeviceE";
+                }
+                // void ProgramImpl::allocate_dataflow_buffers(IDevice const*), from 0.67.0 on.
+                lay_out_dataflow(program: usize, device: usize) = {
+                    [B C] "_ZN2tt8tt_metal6detail11ProgramImpl25allocate_dataflow_buffersEPKNS0_7IDeviceE";
+                }
+                // void ProgramImpl::allocate_scratchpads(IDevice const*), from 0.76.0 on.
+                lay_out_scratchpads(program: usize, device: usize) = {
+                    [B C] "_ZN2tt8tt_metal6detail11ProgramImpl20allocate_scratchpadsEPKNS0_7IDeviceE";
+                }
+                // void GraphTracker::track_allocate_cb(CoreRangeSet const&, address, size,
+                // is_globally_allocated, IDevice const*): once per circular buffer, inside the layout.
+                circular_buffer(tracker: usize, cores: usize, address: usize, bytes: usize,
+                                global: usize, device: usize) = {
+                    [A] "_ZN2tt8tt_metal12GraphTracker17track_allocate_cbERK12CoreRangeSetmmbPKNS0_7IDeviceE";
+                    [A B C] "_ZN2tt8tt_metal12GraphTracker17track_allocate_cbERKNS0_12CoreRangeSetEmmbPKNS0_7IDeviceE";
+                }
+                // void ProgramImpl::CircularBufferAllocator::mark_address(address, size, base): once per
+                // local buffer and range of cores, inside the layout. The allocator begins with its range.
+                mark_address(range: usize, address: usize, bytes: usize, base: usize) = {
+                    [A B C] "_ZN2tt8tt_metal6detail11ProgramImpl23CircularBufferAllocator12mark_addressEmmm";
+                }
+                // void ProgramImpl::add_circular_buffer_(shared_ptr<CircularBufferImpl> const&)
+                add_circular_buffer(program: usize, circular: usize) = {
+                    [B C] "_ZN2tt8tt_metal6detail11ProgramImpl20add_circular_buffer_ERKSt10shared_ptrINS0_18CircularBufferImplEE";
+                }
+                // void ProgramImpl::validate_circular_buffer_region(IDevice const*) and the same for
+                // dataflow buffers: throw if the program's region clashes with a buffer in L1.
+                validate_region(program: usize, device: usize) = {
+                    [A B C] "_ZN2tt8tt_metal6detail11ProgramImpl31validate_circular_buffer_regionEPKNS0_7IDeviceE";
+                    [B C] "_ZN2tt8tt_metal6detail11ProgramImpl31validate_dataflow_buffer_regionEPKNS0_7IDeviceE";
+                }
+                // void MeshWorkloadImpl::add_program(MeshCoordinateRange const&, Program&&)
+                enlist(workload: usize, range: usize, program: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed16MeshWorkloadImpl11add_programERKNS1_19MeshCoordinateRangeEONS0_7ProgramE";
+                }
+                // void EnqueueMeshWorkload(MeshCommandQueue&, MeshWorkload&, bool blocking): dispatches.
+                enqueue(queue: usize, workload: usize, blocking: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed19EnqueueMeshWorkloadERNS1_16MeshCommandQueueERNS1_12MeshWorkloadEb";
+                }
+                // void MeshWorkloadImpl::compile(MeshDevice*): inside the former, tells the mesh.
+                compile(workload: usize, mesh: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed16MeshWorkloadImpl7compileEPNS1_10MeshDeviceE";
+                }
+                // void LaunchProgram(IDevice*, Program&, bool, bool): dispatches without a queue.
+                launch(device: usize, program: usize, wait: usize, slow: usize) = {
+                    [A B C] "_ZN2tt8tt_metal6detail13LaunchProgramEPNS0_7IDeviceERNS0_7ProgramEbb";
+                    [C] "_ZN2tt8tt_metal13slow_dispatch18LaunchProgramAsyncERNS0_7IDeviceERNS0_7ProgramEb";
+                }
+                // void MeshDevice::reshape(MeshShape const&): gives the chips other coordinates.
+                reshape(mesh: usize, shape: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice7reshapeERKNS1_9MeshShapeE";
+                }
+                // ProgramImpl::~ProgramImpl()
+                program_end(program: usize) = {
+                    [A B C] "_ZN2tt8tt_metal6detail11ProgramImplD1Ev";
+                    [A B C] "_ZN2tt8tt_metal6detail11ProgramImplD2Ev";
+                }
+                // void MeshWorkloadImpl::load_binaries(MeshCommandQueue&), and where a program is
+                // dispatched without a workload: bool allocate_kernel_bin_buf_on_device(IDevice*). What
+                // is allocated inside is for the kernels' binaries.
+                load_binaries(workload: usize, queue: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed16MeshWorkloadImpl13load_binariesERNS1_16MeshCommandQueueE";
+                    [A B C] "_ZN2tt8tt_metal6detail11ProgramImpl33allocate_kernel_bin_buf_on_deviceEPNS0_7IDeviceE";
+                }
+                // GlobalSemaphore and what makes one: at most six words, the first of which is the object.
+                global_semaphore(object: usize, device: usize, cores: usize, initial: usize,
+                                 buffer_type: usize, address: usize) = {
+                    [A] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceERK12CoreRangeSetjNS0_10BufferTypeE";
+                    [A] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceEO12CoreRangeSetjNS0_10BufferTypeE";
+                    [A B C] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceERKNS0_12CoreRangeSetEjNS0_10BufferTypeE";
+                    [A B C] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceEONS0_12CoreRangeSetEjNS0_10BufferTypeE";
+                    [B] "_ZN2tt8tt_metal15GlobalSemaphoreC1EPNS0_7IDeviceERKNS0_12CoreRangeSetESt8optionalIjENS0_10BufferTypeEm";
+                    [B C] "_ZN2tt8tt_metal12experimental21CreateGlobalSemaphoreEPNS0_7IDeviceERKNS0_12CoreRangeSetESt8optionalIjENS0_10BufferTypeEm";
+                    [B C] "_ZN2tt8tt_metal15GlobalSemaphoreC1ERNS0_11distributed10MeshDeviceENS0_12CoreRangeSetEjNS0_10BufferTypeE";
+                    [B C] "_ZN2tt8tt_metal21CreateGlobalSemaphoreERNS0_11distributed10MeshDeviceENS0_12CoreRangeSetEjNS0_10BufferTypeE";
+                    [B C] "_ZN2tt8tt_metal12experimental21CreateGlobalSemaphoreERNS0_11distributed10MeshDeviceERKNS0_12CoreRangeSetESt8optionalIjENS0_10BufferTypeEm";
+                }
+                // The same for GlobalCircularBuffer.
+                global_circular_buffer(object: usize, device: usize, mapping: usize, bytes: usize,
+                                       buffer_type: usize, more: usize) = {
+                    [A] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_7IDeviceERKSt6vectorISt4pairINS_3umd7xy_pairE12CoreRangeSetESaISA_EEjNS0_10BufferTypeE";
+                    [A] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_7IDeviceERKSt6vectorISt4pairINS_7xy_pairE12CoreRangeSetESaIS9_EEjNS0_10BufferTypeE";
+                    [A B C] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_7IDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaIS9_EEjNS0_10BufferTypeE";
+                    [B C] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1EPNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaISA_EEjNS0_10BufferTypeENS2_13DramSenderTagE";
+                    [B C] "_ZN2tt8tt_metal12experimental20GlobalCircularBufferC1ERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaISA_EEjNS0_10BufferTypeE";
+                    [B C] "_ZN2tt8tt_metal12experimental26CreateGlobalCircularBufferERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairINS_7xy_pairENS0_12CoreRangeSetEESaIS9_EEjNS0_10BufferTypeE";
+                    [B C] "_ZN2tt8tt_metal12experimental45CreateGlobalCircularBufferForTensorPrefetcherERNS0_11distributed10MeshDeviceERKSt6vectorISt4pairIjNS0_12CoreRangeSetEESaIS8_EEjNS0_10BufferTypeEb";
+                }
+                // MeshTraceId MeshDevice::begin_mesh_trace(queue): the id is an integer, in one register.
+                // The queue is its number or a reference.
+                begin_new_trace(device: usize, queue: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceEh";
+                    [B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceERNS1_16MeshCommandQueueE";
+                }
+                // void MeshDevice::begin_mesh_trace(queue, MeshTraceId const&)
+                begin_trace(device: usize, queue: usize, trace: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceEhRKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
+                    [B C] "_ZN2tt8tt_metal11distributed10MeshDevice16begin_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
+                }
+                // void MeshDevice::end_mesh_trace(queue, MeshTraceId const&)
+                end_trace(device: usize, queue: usize, trace: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice14end_mesh_traceEhRKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
+                    [B C] "_ZN2tt8tt_metal11distributed10MeshDevice14end_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
+                }
+                // void MeshDevice::replay_mesh_trace(queue, MeshTraceId const&, bool blocking)
+                replay_trace(device: usize, queue: usize, trace: usize, blocking: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice17replay_mesh_traceEhRKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEEb";
+                    [B C] "_ZN2tt8tt_metal11distributed10MeshDevice17replay_mesh_traceERNS1_16MeshCommandQueueERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEEb";
+                }
+                // void MeshDevice::release_mesh_trace(MeshTraceId const&)
+                release_trace(device: usize, trace: usize) = {
+                    [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice18release_mesh_traceERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
+                }
+                // void set_hybrid_device_allocators(vector<AllocatorImpl*> const&), from 0.70.1 on, and
+                // bool try_begin_hybrid_allocation(the same), from 0.80.0 on: a chip's L1 is about to be
+                // given core by core, which the statistics of the chip's allocator leave out.
+                hybrid(allocator: usize, allocators: usize) = {
+                    [B C] "_ZN2tt8tt_metal13AllocatorImpl28set_hybrid_device_allocatorsERKSt6vectorIPS1_SaIS3_EE";
+                    [C] "_ZN2tt8tt_metal13AllocatorImpl27try_begin_hybrid_allocationERKSt6vectorIPS1_SaIS3_EE";
+                }
             }
             lookups {
                 // DeviceAddr Buffer::aligned_size_per_bank() const: bytes in every bank of the type
@@ -137,6 +291,13 @@ macro_rules! catalogue {
                     [A] "_ZNK2tt8tt_metal9Allocator13get_alignmentENS0_10BufferTypeE";
                     [B C] "_ZNK2tt8tt_metal13AllocatorImpl13get_alignmentENS0_10BufferTypeE";
                 }
+                // Statistics get_statistics(BufferType const&) const: bytes per bank, four words
+                // (allocatable, allocated, free, largest free block), up to 0.68 with a vector behind.
+                // Takes the allocator's lock; throws for SYSTEM_MEMORY and types without banks.
+                statistics: optional (result: usize, allocator: usize, buffer_type: usize) = {
+                    [A] "_ZNK2tt8tt_metal9Allocator14get_statisticsERKNS0_10BufferTypeE";
+                    [B C] "_ZNK2tt8tt_metal13AllocatorImpl14get_statisticsERKNS0_10BufferTypeE";
+                }
                 // unique_ptr<AllocatorImpl> const& MeshDevice::allocator_impl() const
                 mesh_allocator: optional (mesh: usize) = {
                     [A] "_ZNK2tt8tt_metal11distributed10MeshDevice9allocatorEv";
@@ -154,6 +315,86 @@ macro_rules! catalogue {
                 // tt::ARCH MeshDevice::arch() const, likewise
                 mesh_arch: optional at = {
                     [A B C] "_ZNK2tt8tt_metal11distributed10MeshDevice4archEv";
+                }
+                // DeviceAddr get_base_allocator_addr(HalMemType const&) const: the first address that the
+                // allocator may use in L1 (0) or DRAM (1)
+                base_address: optional (allocator: usize, memory: usize) = {
+                    [A] "_ZNK2tt8tt_metal9Allocator23get_base_allocator_addrERKNS0_10HalMemTypeE";
+                    [B C] "_ZNK2tt8tt_metal13AllocatorImpl23get_base_allocator_addrERKNS0_10HalMemTypeE";
+                }
+                // uint32_t MeshDevice::l1_size_per_core() const: bytes
+                mesh_l1_bytes: optional (mesh: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal11distributed10MeshDevice16l1_size_per_coreEv";
+                }
+                // uint32_t Device::l1_size_per_core() const: bytes
+                device_l1_bytes: optional (device: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal6Device16l1_size_per_coreEv";
+                }
+                // unique_ptr<AllocatorImpl> const& Device::allocator_impl() const
+                device_allocator: optional (device: usize) = {
+                    [A] "_ZNK2tt8tt_metal6Device9allocatorEv";
+                    [B C] "_ZNK2tt8tt_metal6Device14allocator_implEv";
+                }
+                // vector<pair<start, end>> const& AllocatorState::get_allocated_regions(BufferType) const
+                allocated_regions: optional (state: usize, buffer_type: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal14AllocatorState21get_allocated_regionsENS0_10BufferTypeE";
+                }
+                // bool AllocatorState::has_buffer_type(BufferType) const
+                has_regions: optional (state: usize, buffer_type: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal14AllocatorState15has_buffer_typeENS0_10BufferTypeE";
+                }
+                // bool is_per_core_allocation(Buffer const&): whether every core has an address of its own
+                is_per_core: optional (buffer: usize) = {
+                    [B C] "_ZN2tt8tt_metal12experimental19per_core_allocation22is_per_core_allocationERKNS0_6BufferE";
+                }
+                // optional<uint32_t> Buffer::num_cores() const, in one register
+                buffer_cores: optional (buffer: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal6Buffer9num_coresEv";
+                }
+                // vector<CoreRange> const& CoreRangeSet::ranges() const
+                core_ranges: optional (cores: usize) = {
+                    [A] "_ZNK12CoreRangeSet6rangesEv";
+                    [A B C] "_ZNK2tt8tt_metal12CoreRangeSet6rangesEv";
+                }
+                // uint32_t CoreRangeSet::num_cores() const
+                core_count: optional (cores: usize) = {
+                    [A] "_ZNK12CoreRangeSet9num_coresEv";
+                    [A B C] "_ZNK2tt8tt_metal12CoreRangeSet9num_coresEv";
+                }
+                // MeshShape const& MeshDevice::shape() const
+                mesh_shape: optional (mesh: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal11distributed10MeshDevice5shapeEv";
+                }
+                // size_t MeshShape::dims() const
+                shape_dims: optional (shape: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal11distributed9MeshShape4dimsEv";
+                }
+                // size_t MeshShape::get_stride(size_t dimension) const
+                shape_stride: optional (shape: usize, dimension: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal11distributed9MeshShape10get_strideEm";
+                }
+                // MeshCoordinate const& MeshCoordinateRange::start_coord() const, end_coord() const
+                range_start: optional (range: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal11distributed19MeshCoordinateRange11start_coordEv";
+                }
+                range_end: optional (range: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal11distributed19MeshCoordinateRange9end_coordEv";
+                }
+                // size_t MeshCoordinateRange::dims() const
+                range_dims: optional (range: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal11distributed19MeshCoordinateRange4dimsEv";
+                }
+                // uint32_t MeshCoordinate::operator[](int32_t dimension) const
+                coordinate: optional (coordinate: usize, dimension: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal11distributed14MeshCoordinateixEi";
+                }
+                // uint64_t ProgramImpl::get_id() const
+                program_id: optional (program: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal6detail11ProgramImpl6get_idEv";
+                }
+                // string Kernel::name() const
+                kernel_name: optional (result: usize, kernel: usize) = {
+                    [A B C] "_ZNK2tt8tt_metal6Kernel4nameB5cxx11Ev";
                 }
                 // The virtual tables, by which a MeshDevice and a Device are told apart.
                 mesh_vtable: required at = {

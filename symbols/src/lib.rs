@@ -46,13 +46,13 @@ impl Era {
     /// Whether it can be tracked as such is another matter: see [`SymbolSet::missing`].
     pub fn of(present: &SymbolSet) -> Option<Era> {
         let count = |era: Era| present.iter().filter(|(_, one)| one.eras.contains(era)).count();
-        let allocates = |era: Era| {
-            present.iter().any(|(_, one)| one.role == "allocate" && one.eras.contains(era))
+        let has = |role: &str, era: Era| {
+            present.iter().any(|(_, one)| one.role == role && one.eras.contains(era))
         };
         Era::ALL
             .into_iter()
             .filter(|&era| count(era) != 0)
-            .max_by_key(|&era| (allocates(era), count(era)))
+            .max_by_key(|&era| (has("allocate", era), has("create_at_address", era), count(era)))
     }
 }
 

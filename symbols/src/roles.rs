@@ -137,6 +137,235 @@ pub const ROLES: &[Role] = &[
         "to recognise a single chip's device",
         "memory of the single-chip API can't be assigned to chips",
     ),
+    wanted(
+        "override_state",
+        "to see an allocator take over what another had",
+        "after such an exchange the live figures are the old allocator's",
+    )
+    .from(Eras::NONE.and(Era::B).and(Era::C)),
+    wanted(
+        "load_sub_devices",
+        "to see a sub-device manager take memory of its own",
+        "capacities stay those of the opening while sub-devices have memory of their own",
+    ),
+    wanted(
+        "clear_sub_devices",
+        "to see that memory given back",
+        "capacities stay those of the loaded sub-devices after they are cleared",
+    ),
+    wanted(
+        "plan",
+        "to see what a capture without dispatch plans",
+        "what captures without dispatch plan is unknown (planned)",
+    ),
+    wanted(
+        "unplan",
+        "to see a planned buffer end",
+        "planned buffers count as live until their device closes (planned)",
+    ),
+    wanted(
+        "add_kernel",
+        "to learn the names of a program's kernels",
+        "programs have no kernels' names",
+    ),
+    wanted(
+        "lay_out_circular",
+        "to learn which program a circular buffer is of",
+        "circular buffers are unknown, and with them the L1 headroom",
+    ),
+    wanted(
+        "lay_out_dataflow",
+        "to learn which program a dataflow buffer is of",
+        "dataflow buffers are unknown, and the L1 headroom is too large where programs have some",
+    )
+    .from(Eras::NONE.and(Era::C)),
+    wanted(
+        "lay_out_scratchpads",
+        "to learn which program a scratchpad is of",
+        "scratchpads are unknown, and the L1 headroom is too large where programs have some",
+    )
+    .from(Eras::NONE.and(Era::C)),
+    wanted(
+        "circular_buffer",
+        "to learn where circular buffers lie",
+        "circular buffers are unknown, and with them the L1 headroom",
+    ),
+    wanted(
+        "mark_address",
+        "to learn where dataflow buffers and scratchpads lie",
+        "dataflow buffers and scratchpads are unknown, and the L1 headroom is too large where programs have some",
+    ),
+    wanted(
+        "add_circular_buffer",
+        "to learn of circular buffers that lie over a tensor",
+        "circular buffers that lie over another buffer are not listed; they take no memory",
+    )
+    .from(Eras::NONE.and(Era::C)),
+    wanted(
+        "validate_region",
+        "to see a program refused for want of L1",
+        "programs that clash with L1 buffers are not counted (refused)",
+    ),
+    wanted(
+        "enlist",
+        "to learn the programs of a workload",
+        "it is unknown which programs ran, and with it the L1 headroom",
+    ),
+    wanted(
+        "enqueue",
+        "to see a workload dispatched",
+        "it is unknown which programs ran, and with it the L1 headroom",
+    ),
+    wanted(
+        "compile",
+        "to learn where a workload is dispatched",
+        "it is unknown where programs ran, and with it the L1 headroom",
+    ),
+    wanted(
+        "launch",
+        "to see a program dispatched without a queue",
+        "programs that are dispatched without a queue are not seen to run",
+    ),
+    wanted(
+        "reshape",
+        "to see a mesh's chips get other coordinates",
+        "programs on a part of a reshaped mesh are assigned to wrong chips",
+    ),
+    wanted("program_end", "to see a program end", "programs that ended count as still there"),
+    wanted(
+        "load_binaries",
+        "to tell the binaries of kernels from other memory",
+        "the binaries of kernels are counted as data",
+    ),
+    wanted(
+        "global_semaphore",
+        "to tell global semaphores from other memory",
+        "global semaphores are counted as data",
+    ),
+    wanted(
+        "global_circular_buffer",
+        "to tell global circular buffers from other memory",
+        "global circular buffers are counted as data",
+    ),
+    wanted(
+        "begin_new_trace",
+        "to see the capture of a trace begin",
+        "what is captured counts as run",
+    )
+    .from(Eras::NONE.and(Era::B).and(Era::C)),
+    wanted(
+        "begin_trace",
+        "to see the capture of a trace with a given id begin",
+        "what is captured counts as run",
+    ),
+    wanted(
+        "end_trace",
+        "to see the capture of a trace end",
+        "traces are unknown, and their memory counts as data",
+    ),
+    wanted("replay_trace", "to see a trace replayed", "what traces run is unknown"),
+    wanted("release_trace", "to see a trace released", "it is unknown when traces are released"),
+    wanted(
+        "base_address",
+        "to learn where the memory of allocators begins",
+        "the reserved memory and the size of programs' regions are given wrongly, as from address 0",
+    ),
+    wanted(
+        "mesh_l1_bytes",
+        "to learn the size of a core's L1",
+        "the reserved memory is unknown (reserved)",
+    ),
+    wanted(
+        "device_l1_bytes",
+        "to learn the size of a core's L1 on a single chip's device",
+        "the reserved memory is unknown for the single-chip API (reserved)",
+    ),
+    wanted(
+        "device_allocator",
+        "to read a single chip's capacity again",
+        "capacities of the single-chip API stay those of the opening",
+    ),
+    wanted(
+        "allocated_regions",
+        "to learn what an allocator takes over",
+        "what an allocator takes over from another is missing in the live figures",
+    )
+    .from(Eras::NONE.and(Era::B).and(Era::C)),
+    wanted(
+        "has_regions",
+        "to learn of which memories it takes something over",
+        "what an allocator takes over from another is missing in the live figures",
+    )
+    .from(Eras::NONE.and(Era::B).and(Era::C)),
+    wanted(
+        "is_per_core",
+        "to tell buffers that have an address of their own on each core",
+        "buffers with an address of their own on each core are charged to all banks",
+    )
+    .from(Eras::NONE.and(Era::C)),
+    wanted(
+        "buffer_cores",
+        "to learn on how many cores such a buffer lies",
+        "buffers with an address of their own on each core are charged to all banks",
+    ),
+    wanted(
+        "core_ranges",
+        "to learn on which cores a circular buffer lies",
+        "the cores of circular buffers are unknown",
+    ),
+    wanted(
+        "core_count",
+        "to learn on how many cores a circular buffer lies",
+        "the number of a circular buffer's cores is that of its ranges",
+    ),
+    wanted(
+        "mesh_shape",
+        "to learn a mesh's shape",
+        "programs on a part of a mesh are assigned to all of its chips",
+    ),
+    wanted(
+        "shape_dims",
+        "to learn a mesh's number of dimensions",
+        "programs on a part of a mesh are assigned to all of its chips",
+    ),
+    wanted(
+        "shape_stride",
+        "to learn where a mesh's rows begin",
+        "programs on a part of a mesh are assigned to all of its chips",
+    ),
+    wanted(
+        "range_start",
+        "to learn where a program's part of a mesh begins",
+        "programs on a part of a mesh are assigned to all of its chips",
+    ),
+    wanted(
+        "range_end",
+        "to learn where a program's part of a mesh ends",
+        "programs on a part of a mesh are assigned to all of its chips",
+    ),
+    wanted(
+        "range_dims",
+        "to learn the dimensions of a program's part of a mesh",
+        "programs on a part of a mesh are assigned to all of its chips",
+    ),
+    wanted(
+        "coordinate",
+        "to read the coordinates of a program's part of a mesh",
+        "programs on a part of a mesh are assigned to all of its chips",
+    ),
+    wanted("program_id", "to learn a program's id", "programs have no ids"),
+    wanted("kernel_name", "to learn the names of kernels", "programs have no kernels' names"),
+    wanted(
+        "hybrid",
+        "to know that a chip's L1 is given core by core, which statistics leave out",
+        "the books of single chips' allocators can seem to differ from the runtime's (reconciled)",
+    )
+    .from(Eras::NONE.and(Era::C)),
+    wanted(
+        "statistics",
+        "to ask an allocator for its own figures",
+        "the books are not held against the runtime's (reconciled)",
+    ),
 ];
 
 /// The role called `name`.

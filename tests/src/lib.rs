@@ -2,6 +2,7 @@
 
 #![allow(clippy::panic, reason = "a test that can't go on says so")]
 
+pub mod hardware;
 pub mod real;
 pub mod releases;
 pub mod standin;

@@ -42,8 +42,20 @@ pub fn run_python(
     arguments: &[&OsStr],
     prepare: impl FnOnce(&mut Command),
 ) -> Run {
+    run_python_with(&[], runtime, cluster, arguments, prepare)
+}
+
+/// The same with options for `ttalloc-run`.
+pub fn run_python_with(
+    options: &[&str],
+    runtime: &Runtime,
+    cluster: Cluster,
+    arguments: &[&OsStr],
+    prepare: impl FnOnce(&mut Command),
+) -> Run {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let mut command = with_own_shm(&programs().run);
+    command.args(options);
     command.arg(&runtime.python).args(arguments).stdin(Stdio::null());
     set_up(&mut command, runtime, cluster, folder.path()).expect("the descriptor can be written");
     prepare(&mut command);

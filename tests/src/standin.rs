@@ -48,7 +48,12 @@ impl Compiler {
         }
     }
 
-    fn command(&self) -> Command {
+    /// What tells it from other compilers.
+    pub(crate) fn identity(&self) -> impl Hash {
+        (&self.words, &self.version)
+    }
+
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.words[0]);
         command.args(&self.words[1..]);
         command

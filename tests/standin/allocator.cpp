@@ -1,6 +1,7 @@
 // Who hands out memory: first fit in a list of free blocks.
 #include "tt_metal.hpp"
 
+#include <algorithm>
 #include <iterator>
 #include <stdexcept>
 #include <string>
@@ -127,6 +128,44 @@ std::uint32_t ALLOCATOR::get_alignment(BufferType type) const {
     std::lock_guard lock(mutex_);
     return type == BufferType::DRAM || type == BufferType::TRACE ? DRAM_ALIGNMENT : L1_ALIGNMENT;
 }
+
+Statistics ALLOCATOR::get_statistics(const BufferType& type) const {
+    std::lock_guard lock(mutex_);
+    const Space& space = const_cast<ALLOCATOR*>(this)->space(type);
+    if (space.banks == 0) {
+        throw std::runtime_error("there are no banks of this type");
+    }
+    Statistics statistics;
+    statistics.total_allocatable_size_bytes = space.bank_bytes;
+    for (const auto& [address, bytes] : space.taken) {
+        statistics.total_allocated_bytes += bytes;
+    }
+    for (const auto& [address, bytes] : space.free) {
+        statistics.total_free_bytes += bytes;
+        statistics.largest_free_block_bytes = std::max(statistics.largest_free_block_bytes, bytes);
+    }
+    statistics.total_allocated_bytes += standin::exaggeration();
+#if ERA < 3 && !defined(SHORT_STATISTICS)
+    // Enough that it is seen if nobody gives it back.
+    statistics.largest_free_block_addrs.assign(4096, FIRST_ADDRESS);
+#endif
+    return statistics;
+}
+
+#if ERA > 1
+void ALLOCATOR::set_hybrid_device_allocators(const std::vector<ALLOCATOR*>&) {
+    standin::Entry entry(standin::Role::hybrid);
+    std::lock_guard lock(mutex_);
+}
+#endif
+
+#if ERA == 3
+bool ALLOCATOR::try_begin_hybrid_allocation(const std::vector<ALLOCATOR*>&) {
+    standin::Entry entry(standin::Role::hybrid);
+    std::lock_guard lock(mutex_);
+    return true;
+}
+#endif
 
 void ALLOCATOR::reset() {
     std::lock_guard lock(mutex_);

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <set>
 #include <string>
 #include <tuple>
@@ -20,7 +21,7 @@ constexpr std::array<const char*, TYPES> TYPE_NAMES = {"DRAM", "L1", "SYSTEM_MEM
 constexpr std::array ROLE_NAMES = {
     "allocate",   "deallocate",     "deallocate_all", "clear",           "allocator_end",
     "create",     "create_at_address", "view",        "mesh_open",       "mesh_impl_open",
-    "mesh_close", "mesh_impl_close",   "device_close",
+    "mesh_close", "mesh_impl_close",   "device_close",   "hybrid",
 };
 
 struct Totals {
@@ -91,6 +92,7 @@ std::array<std::atomic<std::uint64_t>, ROLE_NAMES.size()> calls;
 std::array<std::atomic<bool>, ROLE_NAMES.size()> failing;
 std::atomic<int> entered;
 std::atomic<bool> is_capturing;
+std::atomic<DeviceAddr> exaggerated;
 thread_local int errno_then;
 
 std::size_t index(BufferType type) { return static_cast<std::size_t>(type); }
@@ -153,6 +155,22 @@ int inside() { return entered; }
 int errno_at_entry() { return errno_then; }
 void capture(bool on) { is_capturing = on; }
 bool capturing() { return is_capturing; }
+void exaggerate(DeviceAddr bytes) { exaggerated = bytes; }
+DeviceAddr exaggeration() { return exaggerated; }
+
+void Mutex::lock() {
+    if (owner_ == std::this_thread::get_id()) {
+        std::fputs("an allocator was called by a thread that has locked it\n", stderr);
+        std::abort();
+    }
+    mutex_.lock();
+    owner_ = std::this_thread::get_id();
+}
+
+void Mutex::unlock() {
+    owner_ = std::thread::id();
+    mutex_.unlock();
+}
 
 Entry::Witness::Witness() { ++entered; }
 Entry::Witness::~Witness() { --entered; }

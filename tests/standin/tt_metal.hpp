@@ -5,6 +5,7 @@
 // WITHOUT_OPTIONAL keep functions from being exported.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -13,6 +14,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <thread>
 #include <vector>
 
 #if ERA == 1 // A: class Allocator, Buffer::create, MeshDevice without an implementation class.
@@ -65,6 +67,17 @@ struct Recycled {
     static void operator delete(void* object, std::size_t bytes);
 };
 
+// Ends the program where another mutex would wait for ever: when the thread that has it locks it again.
+class Mutex {
+public:
+    void lock();
+    void unlock();
+
+private:
+    std::mutex mutex_;
+    std::atomic<std::thread::id> owner_;
+};
+
 } // namespace standin
 
 namespace tt {
@@ -105,6 +118,18 @@ struct AllocatorConfig {
     DeviceAddr trace_region_size = 0;
 };
 
+// What an allocator has of a type, in each bank.
+struct Statistics {
+    std::size_t total_allocatable_size_bytes = 0;
+    std::size_t total_allocated_bytes = 0;
+    std::size_t total_free_bytes = 0;
+    std::size_t largest_free_block_bytes = 0;
+#if ERA < 3 && !defined(SHORT_STATISTICS)
+    // As in the releases up to 0.68.
+    std::vector<std::uint32_t> largest_free_block_addrs;
+#endif
+};
+
 // Hands out the memory of a device: the same addresses on all of its chips, in every bank of a type.
 class ALLOCATOR : public standin::Recycled {
 public:
@@ -127,6 +152,17 @@ public:
     std::uint32_t get_num_banks(const BufferType& type) const;
     OPTIONAL DeviceAddr get_bank_size(const BufferType& type) const;
     OPTIONAL std::uint32_t get_alignment(BufferType type) const;
+    // Throws for SYSTEM_MEMORY, and for a type of which there are no banks.
+#ifdef WITHOUT_STATISTICS
+    __attribute__((visibility("hidden")))
+#endif
+    Statistics get_statistics(const BufferType& type) const;
+#if ERA > 1
+    void set_hybrid_device_allocators(const std::vector<ALLOCATOR*>& allocators);
+#endif
+#if ERA == 3
+    bool try_begin_hybrid_allocation(const std::vector<ALLOCATOR*>& allocators);
+#endif
 
 private:
     // One type's memory, in each bank.
@@ -141,7 +177,7 @@ private:
     Space& space(BufferType type);
 
     AllocatorConfig config_;
-    mutable std::mutex mutex_;
+    mutable standin::Mutex mutex_;
     Space spaces_[TYPES];
 };
 
@@ -373,6 +409,7 @@ enum class Role {
     mesh_close,
     mesh_impl_close,
     device_close,
+    hybrid,
 };
 
 // The next call of `role` does `action`, which throws, before anything else.
@@ -383,6 +420,9 @@ int inside();
 int errno_at_entry();
 // While this is so, as in a graph capture, a buffer dies without giving its memory back.
 void capture(bool on);
+
+// From now on, allocators say that they have given so many bytes per bank more than they have.
+void exaggerate(DeviceAddr bytes);
 
 // Prints the runtime's own books as one line of JSON with the fields of ttalloc's report.
 void print_books();
@@ -404,6 +444,7 @@ private:
 };
 
 bool capturing();
+DeviceAddr exaggeration();
 
 struct Block {
     BufferType type;

@@ -1,7 +1,7 @@
 """Workloads that stop at checkpoints, where the runtime's own books are printed.
 
-    scenarios.py ROWS COLUMNS all              every scenario up to each of its checkpoints, each in a
-                                               forked process of its own
+    scenarios.py ROWS COLUMNS all [SCENARIO…]  every scenario, or these, up to each of its checkpoints,
+                                               each in a forked process of its own
     scenarios.py ROWS COLUMNS SCENARIO NUMBER  one scenario up to one checkpoint, in this process
 
 Every line on standard output is a JSON object: what the runtime says at the checkpoint, per chip and
@@ -30,6 +30,10 @@ DRAM, L1 = ttnn.DRAM_MEMORY_CONFIG, ttnn.L1_MEMORY_CONFIG
 
 # The meshes that are open, parents before submeshes: what a checkpoint looks at.
 meshes = []
+# Whether the runtime's list of buffers can be read and is right.
+has_list = True
+# What else there is to print at a checkpoint.
+more_books = dict
 
 
 def open_mesh(**options):
@@ -59,8 +63,9 @@ WIDTH = ttnn.TensorMemoryLayout.WIDTH_SHARDED
 
 
 def books():
-    """What the runtime says: per chip and type the bytes in each bank, and every buffer's place."""
-    memory, buffers = {}, []
+    """What the runtime says: per chip and type the bytes in each bank that are taken and that there are,
+    and every buffer's place."""
+    memory, capacity, buffers = {}, {}, []
     for mesh in meshes:
         chips = list(mesh.get_device_ids())
         for name, kind in TYPES.items():
@@ -68,10 +73,18 @@ def books():
             for chip in chips:
                 of_type = memory.setdefault(str(chip), {})
                 of_type[name] = of_type.get(name, 0) + view.total_bytes_allocated_per_bank
+                sizes = capacity.setdefault(str(chip), {}).setdefault(name, set())
+                sizes.add(view.total_bytes_per_bank)
+        if not has_list:
+            continue
         for buffer in ttnn._ttnn.reports.get_buffers([mesh] if WANTS_LIST else mesh):
             place = {"chips": chips, "type": NAMES[buffer.buffer_type], "address": buffer.address}
             buffers.append(place)
-    return {"memory": memory, "buffers": buffers}
+    # Where a mesh and a submesh disagree, there is no one size.
+    for chip, types in capacity.items():
+        capacity[chip] = {name: max(sizes) for name, sizes in types.items() if len(sizes) == 1}
+    buffers = buffers if has_list else None
+    return {"memory": memory, "capacity": capacity, "buffers": buffers, **more_books()}
 
 
 def wants_list():
@@ -332,11 +345,18 @@ def run_forked(scenario, number):
     return code == 0
 
 
-if sys.argv[3] == "all":
-    for scenario in SCENARIOS:
-        number = 0
-        while run_forked(scenario, number):
-            number += 1
-else:
-    run_to(globals()[sys.argv[3]], int(sys.argv[4]))
-    sys.exit("there is no such checkpoint")
+def main(scenarios):
+    """Does what the command line asks for, with one of these scenarios or all of them."""
+    names = {scenario.__name__: scenario for scenario in scenarios}
+    if sys.argv[3] == "all":
+        for scenario in [names[name] for name in sys.argv[4:]] or scenarios:
+            number = 0
+            while run_forked(scenario, number):
+                number += 1
+    else:
+        run_to(names[sys.argv[3]], int(sys.argv[4]))
+        sys.exit("there is no such checkpoint")
+
+
+if __name__ == "__main__":
+    main(SCENARIOS)

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::report::CrossCheckState;
 use crate::run::{self, DEFAULT_REPORT, Options, Written};
 use crate::summary::{one_line, summary};
 use clap::Parser;
@@ -42,6 +43,10 @@ struct Arguments {
     #[arg(long, conflicts_with = "report")]
     no_report: bool,
 
+    /// Compare what is live at the end with the counters that tt-metal keeps itself, from 0.70.1 on
+    #[arg(long)]
+    cross_check: bool,
+
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
@@ -61,6 +66,7 @@ pub fn main() -> ExitCode {
     let options = Options {
         command: arguments.command,
         report: (!arguments.no_report).then_some(arguments.report),
+        cross_check: arguments.cross_check,
     };
     let outcome = match run::run(&options) {
         Ok(outcome) => outcome,
@@ -74,6 +80,12 @@ pub fn main() -> ExitCode {
     } else {
         for problem in &outcome.report.integrity.problems {
             tell(&format!("ttalloc: incomplete: {problem}"));
+        }
+    }
+    if let Some(check) = &outcome.report.integrity.cross_check {
+        let all_agree = check.state == CrossCheckState::Compared && check.differed == 0;
+        for sentence in check.sentences().iter().filter(|_| !(arguments.quiet && all_agree)) {
+            tell(&format!("ttalloc: cross-check: {sentence}"));
         }
     }
     match outcome.written {

@@ -1,5 +1,6 @@
 //! Running a program under the preload library: from its start to the report.
 
+pub mod counters;
 mod destination;
 pub mod program;
 mod signals;
@@ -23,7 +24,7 @@ use self::destination::Destination;
 use self::program::ProgramError;
 use self::signals::Signals;
 use crate::ledger::Ledger;
-use crate::report::{Exit, Report, Run};
+use crate::report::{CrossCheck, Exit, Report, Run};
 use crate::shim::{self, ShimError};
 
 pub use self::destination::{DEFAULT as DEFAULT_REPORT, Written};
@@ -47,6 +48,8 @@ pub struct Options {
     pub command: Vec<OsString>,
     /// Where the report goes (`-`: standard output); None for no report.
     pub report: Option<PathBuf>,
+    /// Whether to compare with the counters that tt-metal keeps itself.
+    pub cross_check: bool,
 }
 
 /// A run that took place.
@@ -120,6 +123,8 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         advice: "free some memory (it takes 9 MiB), or raise the limits of this session",
     })?;
 
+    let counters = || counters::read(Path::new(counters::FOLDER));
+    let counters_before = options.cross_check.then(counters);
     let mut command = Command::new(program);
     command
         .args(&options.command[1..])
@@ -138,6 +143,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         advice: "look whether something else reaps this session's processes",
     })?;
     let duration_ns = now_ns().saturating_sub(started_ns);
+    let counters = counters_before.map(|before| Ok((before?, counters()?)));
     let still_running = session.finish(pid);
 
     let Session { ring, ledger, .. } = session;
@@ -152,12 +158,20 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         torn: ring.torn(),
         still_running,
     };
-    let report = Report::new(&run, &ledger, |process| ring.calls(process).map(Vec::from));
+    let mut report = Report::new(&run, &ledger, |process| ring.calls(process).map(Vec::from));
+    report.integrity.cross_check = counters.map(|counters| match counters {
+        Ok((before, after)) => CrossCheck::new(&before, &after, &run, &ledger),
+        Err(why) => CrossCheck::unavailable(vec![cannot_be_read(&why)]),
+    });
     let written = match destination {
         Some(destination) => to_json(&report).and_then(|json| destination.write(&json)),
         None => Ok(Written::Nowhere),
     };
     Ok(Outcome { report, code: code(status), written })
+}
+
+fn cannot_be_read(why: &io::Error) -> String {
+    format!("{} can't be read: {why}; mount it as tmpfs, as tt-metal needs it", counters::FOLDER)
 }
 
 fn check_destination(path: &Path) -> Result<Destination, RunError> {
