@@ -134,7 +134,12 @@ fn check_exports(standin: &Standin, release: &str) {
     let modelled = facts.roles.iter().filter(|role| !NOT_MODELLED.contains(&&*role.role));
     let expected: BTreeSet<_> =
         modelled.flat_map(|role| &role.symbols).map(|one| &*one.symbol).collect();
-    assert_eq!(exported, expected);
+    let lacking: Vec<_> = expected.difference(&exported).collect();
+    let beyond: Vec<_> = exported.difference(&expected).collect();
+    assert!(
+        lacking.is_empty() && beyond.is_empty(),
+        "not {release}'s: lacks {lacking:#?}, has {beyond:#?}"
+    );
 }
 
 fn matmul(compiler: &Compiler, era: Era) {
