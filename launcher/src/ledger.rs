@@ -1263,6 +1263,16 @@ mod tests {
     }
 
     #[test]
+    fn a_description_without_a_device_changes_nothing() {
+        let mut story = Story::with_mesh(2);
+        story.allocate(ALLOCATOR, 1, 0, 0, 64);
+        story.allocator(ALLOCATOR, 0);
+        story.allocate(ALLOCATOR, 2, 0, 64, 64);
+        assert_eq!((story.dram(1).live.buffers, story.dram(1).released), (2, 0));
+        assert_eq!(story.ledger.anomalies, Anomalies::default());
+    }
+
+    #[test]
     fn two_buffers_may_share_type_and_address() {
         let mut story = Story::with_mesh(1);
         story.allocate(ALLOCATOR, 1, 1, 512, 64);

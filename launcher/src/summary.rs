@@ -67,7 +67,7 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
                 size(memory.live),
                 memory.live_at_close.map_or_else(|| "-".to_owned(), size),
                 size(memory.peak.totals),
-                format_size(memory.bank_bytes.saturating_mul(memory.banks.into()), BINARY),
+                capacity(memory),
                 memory.allocations.to_string(),
                 memory.frees.to_string(),
                 memory.released.to_string(),
@@ -261,6 +261,14 @@ fn size(totals: Totals) -> String {
     }
 }
 
+/// What can be allocated; that is unknown of a runtime that doesn't tell.
+fn capacity(memory: &crate::report::Memory) -> String {
+    match memory.bank_bytes.saturating_mul(memory.banks.into()) {
+        0 => "?".to_owned(),
+        bytes => format_size(bytes, BINARY),
+    }
+}
+
 /// A command, cut where it would fill the screen.
 fn words(command: &[String]) -> String {
     const MOST: usize = 500;
@@ -361,6 +369,16 @@ Sizes are reserved bytes: bytes per bank times banks, which is what runs out.
         let text = summary(&report);
         assert_eq!(text.lines().nth(1), Some("ttalloc: incomplete: 3 events were dropped"));
         assert!(text.ends_with("2 buffers were made at given addresses that no allocator had given; they are not counted.\n"));
+    }
+
+    #[test]
+    fn a_capacity_that_is_unknown_is_not_given_as_none() {
+        let text =
+            summary(&report(|report| report["devices"][0]["memory"][0]["bank_bytes"] = 0.into()));
+        assert!(
+            text.lines().nth(2).is_some_and(|row| row.contains("48 KiB (4)         ?  ")),
+            "{text}"
+        );
     }
 
     #[test]

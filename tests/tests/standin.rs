@@ -16,13 +16,15 @@ use serde_json::Value;
 use ttalloc::ledger::MemoryType;
 use ttalloc::report::{Exit, Occasion, Process, Report};
 use ttalloc_symbols::{Era, SYMBOLS, Symbol};
+use ttalloc_tests::releases::facts;
 use ttalloc_tests::standin::{Compiler, Standin};
 use ttalloc_tests::{Run, programs, read_report, run};
 
 type Case = fn(&Compiler, Era);
+type FirstCase = fn(&Standin);
 
 const CASES: &[(&str, Case)] = &[
-    ("exports_what_the_catalogue_has", exports_what_the_catalogue_has),
+    ("exports_what_the_release_does", exports_what_the_release_does),
     ("matmul", matmul),
     ("storm", storm),
     ("lifecycle", lifecycle),
@@ -33,6 +35,8 @@ const CASES: &[(&str, Case)] = &[
     ("exceptions_out_of_sight", exceptions_out_of_sight),
     ("no_ring", no_ring),
     ("symbol_missing", symbol_missing),
+    ("optional_symbols_missing", optional_symbols_missing),
+    ("device_missing", device_missing),
     ("reconciled", reconciled),
     ("reconciled_with_less", reconciled_with_less),
     ("reconciled_under_capture", reconciled_under_capture),
@@ -46,6 +50,27 @@ const CASES: &[(&str, Case)] = &[
     ("nested", nested),
     ("endless", endless),
 ];
+
+/// The same with the names of 0.60.1.
+const FIRST_RELEASE: &[(&str, FirstCase)] = &[
+    ("exports_what_the_release_does", |standin| check_exports(standin, "0.60.1")),
+    ("matmul", |standin| check_matmul(standin, Era::A)),
+    ("storm", |standin| check_storm(standin, Era::A)),
+    ("lifecycle", |standin| {
+        check_lifecycle(&run(&standin.program("lifecycle"), |_| {}), Era::A);
+    }),
+    ("lifecycle_out_of_sight", |standin| check_lifecycle(&out_of_sight(standin), Era::A)),
+    ("exceptions", |standin| {
+        let program = standin.program("exceptions");
+        let alone = Command::new(&program).output().unwrap();
+        check_exceptions(&run(&program, |_| {}), &alone, Era::A);
+    }),
+];
+
+/// What the stand-in's chips are.
+const ARCH: &str = "wormhole_b0";
+/// Roles that the stand-in has no function for.
+const NOT_MODELLED: &[&str] = &[];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -66,6 +91,15 @@ fn main() -> ExitCode {
             trials.push(Trial::test(name, runner));
         }
     }
+    for &(name, case) in FIRST_RELEASE {
+        let compiler = compiler.clone();
+        let runner = move || {
+            let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+            let standin = compiler.map(|compiler| Standin::first_release(&compiler, folder));
+            standin.map(|standin| case(&standin)).map_err(Failed::from)
+        };
+        trials.push(Trial::test(format!("{name}::0.60.1"), runner));
+    }
     let no_compiler = compiler.is_err();
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(no_compiler)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -75,22 +109,45 @@ fn standin(compiler: &Compiler, era: Era, further: &[&str]) -> Standin {
     Standin::new(compiler, Path::new(env!("CARGO_TARGET_TMPDIR")), era, further)
 }
 
-fn exports_what_the_catalogue_has(compiler: &Compiler, era: Era) {
-    let bytes = std::fs::read(standin(compiler, era, &[]).library()).unwrap();
+fn exports_what_the_release_does(compiler: &Compiler, era: Era) {
+    let release = match era {
+        Era::A => "0.65.0",
+        Era::B => "0.76.0",
+        Era::C => "0.81.1",
+    };
+    check_exports(&standin(compiler, era, &[]), release);
+}
+
+/// Of the catalogue's names, the stand-in has those that the release has: byte for byte.
+fn check_exports(standin: &Standin, release: &str) {
+    let facts = facts(release);
+    assert_eq!(standin.library().file_name().unwrap(), &*facts.file);
+    let bytes = std::fs::read(standin.library()).unwrap();
     let library = object::File::parse(&*bytes).unwrap();
+    let names: BTreeSet<_> = SYMBOLS.iter().map(|symbol| symbol.name).collect();
     let exported: BTreeSet<_> = library
         .dynamic_symbols()
         .filter(|symbol| symbol.is_definition())
         .map(|symbol| symbol.name().unwrap())
+        .filter(|name| names.contains(name))
         .collect();
-    for symbol in SYMBOLS {
-        let (name, expected) = (symbol.name, symbol.eras.contains(era));
-        assert_eq!(exported.contains(name), expected, "{}: {name}", symbol.role);
-    }
+    let modelled = facts.roles.iter().filter(|role| !NOT_MODELLED.contains(&&*role.role));
+    let expected: BTreeSet<_> =
+        modelled.flat_map(|role| &role.symbols).map(|one| &*one.symbol).collect();
+    let lacking: Vec<_> = expected.difference(&exported).collect();
+    let beyond: Vec<_> = exported.difference(&expected).collect();
+    assert!(
+        lacking.is_empty() && beyond.is_empty(),
+        "not {release}'s: lacks {lacking:#?}, has {beyond:#?}"
+    );
 }
 
 fn matmul(compiler: &Compiler, era: Era) {
-    let run = run(&standin(compiler, era, &[]).program("matmul_multicore_reuse"), |_| {});
+    check_matmul(&standin(compiler, era, &[]), era);
+}
+
+fn check_matmul(standin: &Standin, era: Era) {
+    let run = run(&standin.program("matmul_multicore_reuse"), |_| {});
     let report = whole(&run, era);
     assert_books(&books_of(report, report.processes[0].pid), &printed(&run.output)[0]);
     // A hidden parent, and the mesh of one chip that the program asked for.
@@ -104,7 +161,11 @@ fn matmul(compiler: &Compiler, era: Era) {
 }
 
 fn storm(compiler: &Compiler, era: Era) {
-    let run = run(&standin(compiler, era, &[]).program("storm"), |_| {});
+    check_storm(&standin(compiler, era, &[]), era);
+}
+
+fn check_storm(standin: &Standin, era: Era) {
+    let run = run(&standin.program("storm"), |_| {});
     let report = whole(&run, era);
     let mut expected = printed(&run.output).remove(0);
     let mut found = books_of(report, report.processes[0].pid);
@@ -125,12 +186,14 @@ fn lifecycle(compiler: &Compiler, era: Era) {
 
 /// As in Python, where dlsym finds neither the runtime nor the C++ library.
 fn lifecycle_out_of_sight(compiler: &Compiler, era: Era) {
-    let standin = standin(compiler, era, &[]);
+    check_lifecycle(&out_of_sight(&standin(compiler, era, &[])), era);
+}
+
+fn out_of_sight(standin: &Standin) -> Run {
     let module = standin.module("lifecycle");
-    let run = run(&standin.host(), |command| {
+    run(&standin.host(), |command| {
         command.arg(module);
-    });
-    check_lifecycle(&run, era);
+    })
 }
 
 #[track_caller]
@@ -142,7 +205,7 @@ fn check_lifecycle(run: &Run, era: Era) {
 
 fn forked(compiler: &Compiler, era: Era) {
     let run = run(&standin(compiler, era, &[]).program("fork"), |_| {});
-    let report = tracked(&run, era);
+    let report = tracked(&run, era, ARCH);
     let [parent, child] = &*report.processes else { panic!("{:?}", report.processes) };
     assert_eq!(child.parent_pid, parent.pid);
     let [of_child, of_parent] = &*printed(&run.output) else { panic!("{}", run.describe()) };
@@ -186,7 +249,7 @@ fn exceptions_out_of_sight(compiler: &Compiler, era: Era) {
 fn check_exceptions(run: &Run, alone: &Output, era: Era) {
     assert_eq!(alone.status.code(), Some(3), "{alone:?}");
     assert_same(&run.output, alone);
-    let report = tracked(run, era);
+    let report = tracked(run, era, ARCH);
     assert_books(&books_of(report, report.processes[0].pid), &printed(&run.output)[0]);
     // A free is recorded before it is tried. One failed, so its repetition finds nothing.
     let integrity = &report.integrity;
@@ -291,17 +354,71 @@ fn endless(compiler: &Compiler, era: Era) {
 
 /// A runtime that lacks something required is left alone, and the report says what it lacks.
 fn symbol_missing(compiler: &Compiler, era: Era) {
-    let program = standin(compiler, era, &["-DWITHOUT_BANK_SIZE"]).program("exceptions");
+    let program = standin(compiler, era, &["-DWITHOUT_NUM_BANKS"]).program("exceptions");
     let alone = Command::new(&program).output().unwrap();
     let run = run(&program, |_| {});
     assert_same(&run.output, &alone);
     let report = run.report();
     let [problem] = &*report.integrity.problems else { panic!("{:?}", report.integrity) };
     assert!(problem.contains("libtt_metal.so"), "{problem}");
-    assert!(problem.ends_with("does not export what is needed for: bank_size"), "{problem}");
+    assert!(problem.ends_with("does not export what is needed for: num_banks"), "{problem}");
     assert!(!report.integrity.complete);
     assert_eq!(report.processes[0].runtime.as_ref().unwrap().era, None);
     assert!(report.devices.is_empty() && report.live_buffers.is_empty());
+    assert_eq!(gaps(report), ["num_banks"]);
+}
+
+/// Without what is not required the rest is tracked, and the report says what is lost.
+fn optional_symbols_missing(compiler: &Compiler, era: Era) {
+    let standin = standin(compiler, era, &["-DWITHOUT_OPTIONAL"]);
+    let run = run(&standin.program("matmul_multicore_reuse"), |_| {});
+    let report = tracked(&run, era, "unknown (0)");
+    let mut expected = vec!["alignment", "bank_size", "mesh_allocator", "mesh_arch", "mesh_id"];
+    expected.push("page_size");
+    if era == Era::C {
+        expected.push("size");
+    }
+    assert_eq!(gaps(report), expected);
+    let problems = &report.integrity.problems;
+    assert!(!report.integrity.complete && problems.len() == expected.len(), "{problems:?}");
+    for (problem, role) in problems.iter().zip(&expected) {
+        let cost = ttalloc_symbols::role(role).cost;
+        assert!(problem.ends_with(&format!("libtt_metal.so has no symbol for {role}: {cost}")));
+        assert!(run.stderr().contains(&format!("ttalloc: incomplete: {problem}")));
+    }
+    let dram = &report.devices[0].memory[0];
+    assert_eq!((dram.banks, dram.bank_bytes), (12, 0));
+    let payload = if era == Era::C { 0 } else { 3 * 819_200 };
+    assert_eq!(dram.peak.totals.bytes_per_bank, 3 * 34 * 2048);
+    assert_eq!((dram.peak.totals.buffers, dram.peak.totals.bytes), (3, payload));
+    assert_eq!((dram.allocations, dram.frees, dram.live.buffers), (3, 3, 0));
+    assert!(report.meshes.iter().all(|mesh| mesh.mesh == -1 && mesh.chips == [0]));
+    assert!(!report.meshes.is_empty());
+    let integrity = &report.integrity;
+    assert_eq!((integrity.unattributed, integrity.bad_records, integrity.unknown_frees), (0, 0, 0));
+}
+
+/// Where a buffer can't tell its device, the mesh that has the allocator does.
+fn device_missing(compiler: &Compiler, era: Era) {
+    let standin = standin(compiler, era, &["-DWITHOUT_DEVICE"]);
+    let run = run(&standin.program("storm"), |_| {});
+    let report = tracked(&run, era, ARCH);
+    let expected: &[&str] = if era == Era::C { &["device"] } else { &[] };
+    assert_eq!(gaps(report), expected);
+    let mut books = printed(&run.output).remove(0);
+    let mut found = books_of(report, report.processes[0].pid);
+    take_peaks(&mut books);
+    take_peaks(&mut found);
+    assert_books(&found, &books);
+    assert_eq!(report.integrity.unattributed, 0);
+}
+
+/// The roles that the first process's runtime lacks, sorted.
+fn gaps(report: &Report) -> Vec<&str> {
+    let runtime = report.processes[0].runtime.as_ref().unwrap();
+    let mut roles: Vec<_> = runtime.gaps.iter().map(|gap| &*gap.role).collect();
+    roles.sort_unstable();
+    roles
 }
 
 fn story(standin: &Standin, name: &str) -> Run {
@@ -449,7 +566,7 @@ fn whole(run: &Run, era: Era) -> &Report {
 /// The same with so many buffers where nothing was allocated.
 #[track_caller]
 fn whole_but(run: &Run, era: Era, external_placements: u64) -> &Report {
-    let report = tracked(run, era);
+    let report = tracked(run, era, ARCH);
     assert_eq!(report.exit, Exit::Code(0), "{}", run.describe());
     let integrity = &report.integrity;
     assert!(integrity.complete, "{:?}", integrity.problems);
@@ -468,15 +585,17 @@ fn whole_but(run: &Run, era: Era, external_placements: u64) -> &Report {
 
 /// The report of a run in which every process had a runtime of this era and nothing was lost.
 #[track_caller]
-fn tracked(run: &Run, era: Era) -> &Report {
+fn tracked<'a>(run: &'a Run, era: Era, arch: &str) -> &'a Report {
     let report = run.report();
     assert_eq!((report.integrity.dropped, report.integrity.torn), (0, 0));
     for process in &report.processes {
         let runtime = process.runtime.as_ref().unwrap_or_else(|| panic!("{}", run.describe()));
         assert_eq!(runtime.era.as_deref(), Some(era.letter()));
-        assert!(runtime.path.ends_with("/libtt_metal.so") && runtime.build_id.is_some());
+        let library = runtime.path.rsplit('/').next().unwrap();
+        assert!(["libtt_metal.so", "_ttnncpp.so"].contains(&library), "{}", runtime.path);
+        assert!(runtime.build_id.is_some());
     }
-    assert!(report.devices.iter().all(|device| device.arch == "wormhole_b0"));
+    assert!(report.devices.iter().all(|device| device.arch == arch));
     report
 }
 

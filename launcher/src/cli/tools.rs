@@ -25,8 +25,8 @@ Examples:
 
 To run a program of your own, see ttalloc-run --help.
 
-Exit code: 0, or 2 when what was asked for can't be done, and a line on standard error says why. doctor
-ends with 1 when something can't be tracked.";
+Exit code: 0, or 2 when what was asked for can't be done, and a line on standard error says why.
+1 from doctor when something can't be tracked.";
 
 /// ttalloc's tools: a demo, what can be tracked of a tt-metal, and the report's schema. Programs are run by ttalloc-run.
 #[derive(Parser)]
@@ -95,7 +95,7 @@ pub fn main() -> ExitCode {
         Tool::Demo { chips, arch, report } => run_demo(chips, arch, &report),
         Tool::Doctor { file, python, json } => run_doctor(file.as_deref(), python.as_deref(), json),
         Tool::Facts { release, library } => print_facts(&library, release.as_deref()),
-        Tool::Schema => print_json(&Report::json_schema()),
+        Tool::Schema => print_json(&Report::json_schema(), "the schema"),
     };
     done.unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "ttalloc: {error:#}");
@@ -138,9 +138,9 @@ fn run_doctor(
     };
     let diagnosis = Diagnosis::of(&located);
     if json {
-        print_json(&diagnosis)?;
+        print_json(&diagnosis, "the diagnosis")?;
     } else {
-        print(&diagnosis.text())?;
+        print(&diagnosis.text(), "the diagnosis")?;
     }
     Ok(ExitCode::from(u8::from(!diagnosis.complete)))
 }
@@ -152,21 +152,21 @@ fn print_facts(library: &Path, release: Option<&str>) -> anyhow::Result<ExitCode
         "{} defines nothing of tt-metal that ttalloc knows; name the library that tt-metal is in",
         library.display()
     );
-    print_json(&Facts::of(&binary, release))
+    print_json(&Facts::of(&binary, release), "the facts")
 }
 
-fn print_json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
+fn print_json(value: &impl Serialize, what: &str) -> anyhow::Result<ExitCode> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
-    print(&text)?;
+    print(&text, what)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Writes to standard output.
-fn print(text: &str) -> anyhow::Result<()> {
+fn print(text: &str, what: &str) -> anyhow::Result<()> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("standard output can't be written to"),
+        written => written.with_context(|| format!("{what} can't be written")),
     }
 }

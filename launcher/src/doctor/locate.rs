@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::binary::{Binary, BinaryError, Kind};
+use crate::run::program::is_glibc_linker;
 
 /// The library that tt-metal is in.
 const LIBRARY: &str = "libtt_metal.so";
@@ -204,14 +205,19 @@ fn allocates(binary: &Binary) -> bool {
 
 /// What the dynamic linker would load with a file, in its order: names, and where they are found.
 fn loaded_with(file: &Binary) -> Result<Vec<(String, Option<PathBuf>)>, LocateError> {
-    let linker = file.interpreter.clone().unwrap_or_else(|| LINKER.into());
+    // Another than glibc's would run the program.
+    let is_glibc = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| is_glibc_linker(name.as_bytes())) && path.exists()
+    };
+    let linker = file.interpreter.clone().filter(is_glibc).unwrap_or_else(|| LINKER.into());
     let failed =
         |why: String| LocateError::Linker { linker: linker.clone(), path: file.path.clone(), why };
     // A name without a slash would be looked for among the libraries.
     let path = std::path::absolute(&file.path).map_err(|why| failed(why.to_string()))?;
+    // As ldd(1) does it. Of its own, `--list` gives up at the first library that is missing.
     let output = Command::new(&linker)
-        .arg("--list")
         .arg(path)
+        .env("LD_TRACE_LOADED_OBJECTS", "1")
         .env_remove("LD_PRELOAD")
         .env_remove("LD_AUDIT")
         .env_remove("LD_DEBUG")
@@ -221,7 +227,7 @@ fn loaded_with(file: &Binary) -> Result<Vec<(String, Option<PathBuf>)>, LocateEr
     let list = String::from_utf8_lossy(&output.stdout);
     let said = String::from_utf8_lossy(&output.stderr);
     // Missing libraries stand in the list. Without a list, what was said stands on standard error.
-    if list.is_empty() && !output.status.success() && !said.contains("statically linked") {
+    if list.is_empty() && !output.status.success() {
         return Err(failed(said.lines().next().unwrap_or("it said nothing").to_owned()));
     }
     Ok(list.lines().filter_map(listed).collect())

@@ -175,7 +175,7 @@ impl Diagnosis {
         }
         // The same for all.
         if let Some(gap) = self.gaps.first() {
-            writeln!(out, "What to do: {}", gap.advice)?;
+            writeln!(out, "What to do: {}.", gap.advice)?;
         }
         if self.complete {
             writeln!(out, "Everything can be tracked.")?;
