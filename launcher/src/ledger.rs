@@ -822,7 +822,7 @@ impl Entry<'_> {
         for one in running {
             for id in &one.chips {
                 let Some(chip) = self.process.chips.get_mut(id) else { continue };
-                chip.programs.runs += 1;
+                chip.programs.runs = chip.programs.runs.saturating_add(one.runs);
                 if one.new.contains(id) {
                     chip.programs.programs += 1;
                 }
@@ -898,7 +898,10 @@ impl Entry<'_> {
             self.anomalies.unattributed += 1;
             return;
         };
-        let of_device = self.process.allocators.values().find(|one| one.device == body.device);
+        // Not a sub-device's, which has some L1 alone.
+        let is_whole = |one: &&Allocator| one.banks[MemoryType::Dram as usize] != 0;
+        let mut whole = self.process.allocators.values().filter(is_whole);
+        let of_device = whole.find(|one| one.device == body.device);
         let (alignment, banks) =
             of_device.map_or((1, 0), |one| (one.alignment.max(1), one.banks[kind as usize]));
         let bytes_per_bank =
@@ -1339,6 +1342,42 @@ mod tests {
         assert_eq!([place(0, 1024), place(0, 1056), place(0, 1087)], [0, 0, 0]);
         assert_eq!([place(0, 1088), place(0, 1023), place(1, 1024)], [1, 2, 3]);
         assert_eq!(story.dram(1).live.buffers, 1, "a placement adds no memory");
+    }
+
+    #[test]
+    fn a_planned_buffer_is_rounded_as_its_devices_allocator_would_do_it() {
+        let mut story = Story::default();
+        story.mesh(MESH, 0, &[0]);
+        // The allocator of a sub-device comes first.
+        let mut of_sub_device: record::Allocator = bytemuck::Zeroable::zeroed();
+        (of_sub_device.allocator, of_sub_device.device) = (ALLOCATOR - 1, MESH);
+        (of_sub_device.banks[1], of_sub_device.alignment) = (64, 16);
+        story.tell(&of_sub_device, b"");
+        story.allocator(ALLOCATOR, MESH);
+        let plan = |story: &mut Story, buffer, bytes_per_bank| {
+            let body = record::Planned {
+                device: MESH,
+                buffer,
+                bytes: 200,
+                bytes_per_bank,
+                buffer_type: 0,
+                reserved: 0,
+            };
+            story.tell(&body, b"");
+        };
+        plan(&mut story, 1, 100);
+        plan(&mut story, 1, 20);
+        plan(&mut story, 2, 40);
+        let planned = story.dram(0).planned;
+        assert_eq!((planned.live.bytes_per_bank, planned.live.buffers, planned.count), (96, 2, 3));
+        assert_eq!(planned.peak.reserved_bytes, 128 * u64::from(DRAM_BANKS));
+        story.tell(&record::Unplanned { buffer: 1 }, b"");
+        story.tell(&record::Unplanned { buffer: 1 }, b"");
+        assert_eq!(story.dram(0).planned.live.bytes_per_bank, 64);
+        story.close(MESH);
+        assert_eq!(story.dram(0).planned.live, Totals::default());
+        assert_eq!(story.dram(0).live, Totals::default());
+        assert_eq!(story.ledger.anomalies, Anomalies::default());
     }
 
     #[test]

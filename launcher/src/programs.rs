@@ -223,6 +223,8 @@ pub struct Running {
     pub chips: Vec<i32>,
     /// Which of them it had not run on before.
     pub new: Vec<i32>,
+    /// How often it runs there: a trace may hold it several times.
+    pub runs: u64,
 }
 
 /// One process's programs.
@@ -402,7 +404,7 @@ impl Programs {
         program.last_ns = time_ns;
         let new: Vec<i32> =
             chips.iter().copied().filter(|&chip| program.chips.insert(chip)).collect();
-        Running { program: number, end: program.region_end(), chips, new }
+        Running { program: number, end: program.region_end(), chips, new, runs }
     }
 
     /// A trace's capture begins.
@@ -729,6 +731,7 @@ mod tests {
         assert_eq!(programs.ended(1, |_| false), None);
         let running = programs.replay(DEVICE, 9, 5);
         assert_eq!((running[0].chips.as_slice(), running[0].new.len()), (&[6, 7][..], 2));
+        assert_eq!(running[0].runs, 2);
         assert_eq!(programs.only().runs, 2);
         programs.release(DEVICE, 9, 6);
         assert!(programs.replay(DEVICE, 9, 7).is_empty());
