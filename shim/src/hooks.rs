@@ -551,6 +551,20 @@ pub unsafe fn describe_device(recorder: &Recorder, device: usize) {
 /// # Safety
 /// `device` must be null or point to a live, open IDevice, whose allocator this thread has not locked.
 unsafe fn describe_opened(recorder: &Recorder, device: usize) {
+    // SAFETY: as the caller promises.
+    match unsafe { allocator_of(recorder, device) } {
+        // SAFETY: as above.
+        0 => unsafe { describe_device(recorder, device) },
+        // SAFETY: a live allocator of the device.
+        allocator => unsafe { write_allocator(recorder, allocator, device) },
+    }
+}
+
+/// The allocator of an open device; 0 if that can't be told.
+///
+/// # Safety
+/// `device` must be null or point to a live, open IDevice.
+unsafe fn allocator_of(recorder: &Recorder, device: usize) -> usize {
     let runtime = recorder.runtime();
     // SAFETY: as the caller promises.
     let owner = match unsafe { calls::device_kind(runtime, device) } {
@@ -562,15 +576,10 @@ unsafe fn describe_opened(recorder: &Recorder, device: usize) {
             // SAFETY: an open device; likewise.
             unsafe { calls::device_allocator(runtime, device) }
         }
-        // SAFETY: as the caller promises.
-        _ => return unsafe { describe_device(recorder, device) },
+        _ => return 0,
     };
     // SAFETY: a unique_ptr with the default deleter is the pointer itself.
-    let allocator = unsafe { elf::read::<usize>(owner) };
-    if allocator != 0 {
-        // SAFETY: a live allocator of the device.
-        unsafe { write_allocator(recorder, allocator, device) };
-    }
+    unsafe { elf::read::<usize>(owner) }
 }
 
 unsafe fn load_sub_devices(
@@ -666,8 +675,13 @@ unsafe fn plan(
         HAS_PLANS.store(true, Ordering::Relaxed);
         // SAFETY: the buffer is the call's argument, and alive.
         let wanted = unsafe { wanted(&recorder, buffer) };
-        // SAFETY: as above, and so is the device that it is made for.
-        unsafe { describe_device(&recorder, wanted.device) };
+        // SAFETY: as above, and so is the device that it is made for, whose allocator nobody has asked yet.
+        match unsafe { allocator_of(&recorder, wanted.device) } {
+            // SAFETY: as above.
+            0 => unsafe { describe_device(&recorder, wanted.device) },
+            // SAFETY: as above. How many banks it has and what it rounds up to is needed.
+            allocator => unsafe { describe_allocator(&recorder, allocator, wanted.device) },
+        }
         // SAFETY: as above.
         let bytes_per_bank = unsafe { calls::bytes_per_bank(recorder.runtime(), buffer) };
         recorder.write(&record::Planned {

@@ -314,6 +314,9 @@ void sub_devices(const Mesh& mesh, MeshCommandQueue& queue) {
         auto second = in_l1(mesh.get(), 2, SubDeviceId{1});
         global.reset();
         auto another = in_l1(mesh.get(), 3);
+        standin::plan(true);
+        BufferMaker::create(mesh.get(), 900 * PAGE, PAGE, BufferType::DRAM);
+        standin::plan(false);
     }
     mesh->clear_loaded_sub_device_manager();
     mesh->load_sub_device_manager(small);
@@ -345,6 +348,10 @@ void global_objects(const Mesh& mesh) {
 
 // Single chips: programs without a queue, and buffers that have an address of their own on each core.
 void single_chips(Device* device) {
+    // The first that is wanted of this chip's memory.
+    standin::plan(true);
+    auto planned = BufferMaker::create(device, 100 * PAGE, PAGE, BufferType::L1);
+    standin::plan(false);
     Program program = make({"launched"}, 4444);
     detail::LaunchProgram(device, program);
     detail::LaunchProgram(device, program);
