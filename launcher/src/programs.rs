@@ -115,15 +115,19 @@ impl Program {
 
     fn signature(&self) -> Signature {
         let local = |one: &LocalBuffer| (one.kind, one.address, one.bytes, one.ranges.clone());
+        // Which was laid out first says nothing.
+        let mut all: Vec<_> = self.local.iter().map(local).collect();
+        all.sort_unstable();
         Signature {
             kernels: self.kernels.clone(),
-            local: self.local.iter().map(local).collect(),
+            local: all,
             chips: self.chips.iter().copied().collect(),
         }
     }
 
     fn merge(&mut self, other: Program) {
         let first = |a: u64, b: u64| if a == 0 || b != 0 && b < a { b } else { a };
+        self.id = self.id.into_iter().chain(other.id).min();
         self.runs = self.runs.saturating_add(other.runs);
         self.refused += other.refused;
         self.objects += other.objects;
@@ -153,7 +157,8 @@ pub struct Shape {
 impl Part {
     /// The chips of this part of a mesh; all, if its coordinates don't fit the mesh.
     fn of(&self, chips: &[i32], shape: Shape) -> Vec<i32> {
-        let fits = self.dims != 0 && self.dims == shape.dims;
+        let in_order = |dim: usize| self.start[dim] <= self.end[dim];
+        let fits = self.dims != 0 && self.dims == shape.dims && (0..self.dims).all(in_order);
         let count = |dim: usize| u64::from(self.end[dim].saturating_sub(self.start[dim])) + 1;
         let size = (0..self.dims).map(count).try_fold(1, u64::checked_mul);
         if !fits || size.is_none_or(|size| size > chips.len() as u64) {
@@ -165,7 +170,8 @@ impl Part {
             indices = indices
                 .iter()
                 .flat_map(|index| {
-                    (self.start[dim]..=self.end[dim]).map(move |at| index + u64::from(at) * stride)
+                    (self.start[dim]..=self.end[dim])
+                        .map(move |at| index.saturating_add(u64::from(at).saturating_mul(stride)))
                 })
                 .collect();
         }
@@ -217,6 +223,8 @@ pub struct Running {
     pub chips: Vec<i32>,
     /// Which of them it had not run on before.
     pub new: Vec<i32>,
+    /// How often it runs there: a trace may hold it several times.
+    pub runs: u64,
 }
 
 /// One process's programs.
@@ -282,6 +290,9 @@ impl Programs {
         }
         let ranges: Vec<CoreRange> =
             ranges.iter().map(|range| range.map(u16::from_le_bytes)).collect();
+        if ranges.iter().any(|range| range[0] > range[2] || range[1] > range[3]) {
+            return false;
+        }
         let is_view = kind == LocalKind::Global;
         let program = self.program(body.program);
         if is_view {
@@ -298,9 +309,9 @@ impl Programs {
             ranges,
             handle: if is_view { body.layout } else { 0 },
         };
-        // A dataflow buffer comes once for each range of its cores.
+        // A dataflow buffer or scratchpad comes once for each range of its cores.
         let same = program.local.iter().position(|one| {
-            kind == LocalKind::Dataflow
+            matches!(kind, LocalKind::Dataflow | LocalKind::Scratchpad)
                 && (one.kind, one.address, one.bytes) == (buffer.kind, buffer.address, buffer.bytes)
         });
         let has_room = program.local.len() < MOST_LOCAL;
@@ -393,7 +404,7 @@ impl Programs {
         program.last_ns = time_ns;
         let new: Vec<i32> =
             chips.iter().copied().filter(|&chip| program.chips.insert(chip)).collect();
-        Running { program: number, end: program.region_end(), chips, new }
+        Running { program: number, end: program.region_end(), chips, new, runs }
     }
 
     /// A trace's capture begins.
@@ -511,5 +522,372 @@ impl Programs {
             }
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WORKLOAD: u64 = 0x100;
+    const DEVICE: u64 = 0x200;
+    const SQUARE: Shape = Shape { dims: 2, strides: [2, 1, 0, 0] };
+    const CHIPS: [i32; 4] = [4, 5, 6, 7];
+
+    fn local(program: u64, kind: LocalKind, layout: u64, address: u64) -> record::Local {
+        record::Local { program, address, bytes: 64, layout, kind: kind as u32, cores: 0 }
+    }
+
+    fn ranges(ranges: &[CoreRange]) -> Vec<u8> {
+        ranges.iter().flatten().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    fn enlisted(workload: u64, program: u64, start: [u32; 2], end: [u32; 2]) -> record::Enlisted {
+        let coordinate = |at: [u32; 2]| [at[0], at[1], 0, 0];
+        record::Enlisted {
+            workload,
+            program,
+            id: program,
+            dims: 2,
+            reserved: 0,
+            start: coordinate(start),
+            end: coordinate(end),
+        }
+    }
+
+    fn of_workload(workload: u64) -> record::Run {
+        record::Run { workload, program: 0, device: DEVICE, refused: 0 }
+    }
+
+    fn alone(program: u64) -> record::Run {
+        record::Run { workload: 0, program, device: DEVICE, refused: 0 }
+    }
+
+    impl Programs {
+        fn runs(&mut self, body: &record::Run) -> Vec<Running> {
+            self.run(body, &CHIPS, SQUARE, 1)
+        }
+
+        fn only(&self) -> Program {
+            let [(_, program)] = &*self.all() else { panic!("{:?}", self.all()) };
+            program.clone()
+        }
+    }
+
+    #[test]
+    fn a_part_is_the_chips_between_two_coordinates() {
+        let part = |start: [u32; 2], end: [u32; 2]| {
+            let body = enlisted(1, 1, start, end);
+            Part { dims: 2, start: body.start, end: body.end }.of(&CHIPS, SQUARE)
+        };
+        assert_eq!(part([0, 0], [1, 1]), CHIPS);
+        assert_eq!(part([1, 0], [1, 1]), [6, 7]);
+        assert_eq!(part([0, 1], [1, 1]), [5, 7]);
+        assert_eq!(part([1, 0], [1, 0]), [6]);
+    }
+
+    #[test]
+    fn coordinates_that_do_not_fit_stand_for_all_chips() {
+        let max = u32::MAX;
+        let part = |dims, start, end, shape| Part { dims, start, end }.of(&CHIPS, shape);
+        assert_eq!(part(0, [0; 4], [0; 4], SQUARE), CHIPS);
+        assert_eq!(part(1, [0; 4], [1; 4], SQUARE), CHIPS);
+        assert_eq!(part(2, [0; 4], [0; 4], Shape::default()), CHIPS);
+        assert_eq!(part(2, [2, 0, 0, 0], [2, 1, 0, 0], SQUARE), CHIPS, "beyond the last row");
+        assert_eq!(part(2, [1, 1, 0, 0], [0, 0, 0, 0], SQUARE), CHIPS, "the last before the first");
+        assert_eq!(part(2, [0; 4], [max; 4], SQUARE), CHIPS);
+        let steep = Shape { dims: 4, strides: [max; 4] };
+        assert_eq!(part(4, [max; 4], [max; 4], steep), CHIPS);
+        assert!(Part { dims: 2, start: [0; 4], end: [0; 4] }.of(&[], SQUARE).is_empty());
+    }
+
+    #[test]
+    fn a_later_layout_takes_the_place_of_an_earlier_one_of_its_kind() {
+        let mut programs = Programs::default();
+        for (kind, layout, address) in [
+            (LocalKind::Circular, 1, 1000),
+            (LocalKind::Circular, 1, 5000),
+            (LocalKind::Dataflow, 2, 2000),
+            (LocalKind::Circular, 3, 1000),
+        ] {
+            assert!(programs.local(&local(1, kind, layout, address), &ranges(&[[0, 0, 1, 1]])));
+        }
+        programs.runs(&alone(1));
+        let program = programs.only();
+        let places: Vec<_> = program.local.iter().map(|one| (one.kind, one.address)).collect();
+        let (circular, dataflow) = (BufferKind::CircularBuffer, BufferKind::DataflowBuffer);
+        assert_eq!(places, [(dataflow, Some(2000)), (circular, Some(1000))]);
+        assert_eq!(program.region_end(), Some(2064));
+    }
+
+    #[test]
+    fn what_comes_range_by_range_is_one_buffer() {
+        for kind in [LocalKind::Dataflow, LocalKind::Scratchpad] {
+            let mut programs = Programs::default();
+            let body = local(1, kind, 1, 1000);
+            for range in [[0, 0, 7, 0], [0, 3, 4, 3], [0, 0, 7, 0]] {
+                assert!(programs.local(&body, &ranges(&[range])));
+            }
+            programs.runs(&alone(1));
+            let [one] = &*programs.only().local else { panic!("{programs:?}") };
+            assert_eq!((one.cores, one.ranges.len()), (13, 2));
+        }
+    }
+
+    #[test]
+    fn a_view_takes_nothing() {
+        let mut programs = Programs::default();
+        assert!(programs.local(&local(1, LocalKind::Global, 77, 1 << 20), &ranges(&[[0; 4]])));
+        assert!(programs.local(&local(1, LocalKind::Global, 77, 0), &ranges(&[[0; 4]])));
+        programs.runs(&alone(1));
+        let program = programs.only();
+        assert_eq!((program.region_end(), program.local.len()), (None, 1));
+        assert_eq!(program.local[0].address, None);
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_changes_nothing() {
+        let mut programs = Programs::default();
+        let good = local(1, LocalKind::Circular, 1, 1000);
+        let square = ranges(&[[0, 0, 1, 1]]);
+        assert!(!programs.local(&record::Local { kind: 4, ..good }, &square));
+        assert!(!programs.local(&record::Local { address: u64::MAX, ..good }, &square));
+        assert!(!programs.local(&good, &square[..7]));
+        assert!(!programs.local(&good, &square[..6]));
+        assert!(
+            !programs.local(&good, &ranges(&[[0, 0, 1, 1], [3, 0, 2, 0]])),
+            "from right to left"
+        );
+        assert!(!programs.local(&good, &ranges(&[[0, 3, 0, 2]])), "upside down");
+        assert!(programs.all().is_empty() && programs.by_address.is_empty());
+    }
+
+    #[test]
+    fn programs_that_are_the_same_are_one() {
+        let mut programs = Programs::default();
+        for program in [3, 2, 1] {
+            programs.kernel(program, "kernel".to_owned());
+            programs.enlist(&enlisted(WORKLOAD + program, program, [0, 0], [0, 1]));
+            programs.runs(&of_workload(WORKLOAD + program));
+            programs.refused(program);
+        }
+        assert_eq!(programs.ended(3, |_| false), None, "the first to end stands for the others");
+        assert_eq!(programs.ended(2, |_| false), Some((2, 1)));
+        let program = programs.only();
+        assert_eq!((program.objects, program.live, program.runs, program.refused), (3, 1, 3, 3));
+        assert_eq!(program.chips.into_iter().collect::<Vec<_>>(), [4, 5]);
+        assert_eq!(program.id, Some(1), "the least");
+        assert_eq!(programs.left_out, 0);
+    }
+
+    #[test]
+    fn the_order_of_layouts_makes_no_difference() {
+        let mut programs = Programs::default();
+        for program in [1, 2] {
+            let circular = local(program, LocalKind::Circular, 1, 1000);
+            let dataflow = local(program, LocalKind::Dataflow, 2, 2000);
+            for body in if program == 1 { [circular, dataflow] } else { [dataflow, circular] } {
+                assert!(programs.local(&body, &ranges(&[[0; 4]])));
+            }
+            programs.runs(&alone(program));
+        }
+        assert_eq!(programs.only().objects, 2);
+    }
+
+    #[test]
+    fn too_many_different_programs_are_left_out_but_what_is_needed() {
+        let mut programs = Programs::default();
+        let (most, needed) = (MOST_ENDED as u64, MOST_ENDED as u64 + 3);
+        for program in 1..=most + 10 {
+            programs.kernel(program, format!("kernel {program}"));
+            programs.runs(&alone(program));
+            programs.ended(program, |number| number == needed);
+        }
+        assert_eq!((programs.left_out, programs.all().len()), (9, MOST_ENDED + 1));
+    }
+
+    #[test]
+    fn a_program_whose_address_comes_back_is_another() {
+        let mut programs = Programs::default();
+        for name in ["one", "two"] {
+            programs.kernel(1, name.to_owned());
+            programs.runs(&alone(1));
+            programs.ended(1, |_| false);
+        }
+        let names: Vec<_> = programs.all().into_iter().map(|(_, one)| one.kernels).collect();
+        assert_eq!(names, [["one"], ["two"]]);
+    }
+
+    #[test]
+    fn a_trace_runs_its_programs_when_it_is_replayed() {
+        let mut programs = Programs::default();
+        programs.enlist(&enlisted(WORKLOAD, 1, [1, 0], [1, 1]));
+        programs.begin(DEVICE, 9, 0, &CHIPS, 1);
+        assert!(programs.runs(&of_workload(WORKLOAD)).is_empty());
+        assert!(programs.runs(&of_workload(WORKLOAD)).is_empty());
+        assert!(programs.end(DEVICE, 9));
+        assert!(programs.all().is_empty(), "it only was recorded");
+        // Its program ends, and its replay runs it all the same.
+        assert_eq!(programs.ended(1, |_| false), None);
+        let running = programs.replay(DEVICE, 9, 5);
+        assert_eq!((running[0].chips.as_slice(), running[0].new.len()), (&[6, 7][..], 2));
+        assert_eq!(running[0].runs, 2);
+        assert_eq!(programs.only().runs, 2);
+        programs.release(DEVICE, 9, 6);
+        assert!(programs.replay(DEVICE, 9, 7).is_empty());
+        let trace = &programs.traces[0];
+        assert_eq!((trace.dispatches(), trace.replays, trace.released_ns), (2, 1, Some(6)));
+    }
+
+    /// A step of a random story.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Kernel(u64, u8),
+        Lay(u64, usize, u64, u64),
+        Enlist(u64, u64, u32),
+        Run(u64),
+        Alone(u64),
+        Refused(u64),
+        End(u64),
+        Begin(u32),
+        Ended,
+        Replay(u32),
+        Release(u32),
+        Close,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (program, workload, trace) = (1..5_u64, 101..104_u64, 0..3_u32);
+        prop_oneof![
+            1 => (program.clone(), 0..3_u8).prop_map(|(program, name)| Step::Kernel(program, name)),
+            1 => (program.clone(), 0..4_usize, 1..4_u64, 0..3_u64)
+                .prop_map(|(program, kind, layout, place)| Step::Lay(program, kind, layout, place)),
+            1 => (program.clone(), workload.clone(), 0..4_u32)
+                .prop_map(|(program, workload, chip)| Step::Enlist(program, workload, chip)),
+            3 => workload.prop_map(Step::Run),
+            1 => program.clone().prop_map(Step::Alone),
+            1 => program.clone().prop_map(Step::Refused),
+            2 => program.prop_map(Step::End),
+            1 => trace.clone().prop_map(Step::Begin),
+            1 => Just(Step::Ended),
+            2 => trace.clone().prop_map(Step::Replay),
+            1 => trace.prop_map(Step::Release),
+            1 => Just(Step::Close),
+        ]
+    }
+
+    proptest! {
+        /// However programs come, go and come back at an address: what is listed are all that ran or
+        /// were refused, each once, with all of their runs.
+        #[test]
+        fn nothing_that_ran_is_lost(steps in prop::collection::vec(step(), 0..150)) {
+            #[derive(Default)]
+            struct Naive { runs: u64, refused: u64, live: bool }
+            let mut programs = Programs::default();
+            // All programs there ever were, and which is now at an address.
+            let mut naive: Vec<Naive> = Vec::new();
+            let mut here: HashMap<u64, usize> = HashMap::new();
+            let mut members: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+            let mut traces: HashMap<u32, Vec<usize>> = HashMap::new();
+            let mut capturing: Option<u32> = None;
+            for step in steps {
+                let mut at = |naive: &mut Vec<Naive>, program: u64| *here.entry(program).or_insert_with(|| {
+                    naive.push(Naive { live: true, ..Naive::default() });
+                    naive.len() - 1
+                });
+                match step {
+                    Step::Kernel(program, name) => {
+                        at(&mut naive, program);
+                        programs.kernel(program, format!("kernel {name}"));
+                    }
+                    Step::Lay(program, kind, layout, place) => {
+                        at(&mut naive, program);
+                        let body = local(program, LocalKind::ALL[kind], layout, place * 100);
+                        prop_assert!(programs.local(&body, &ranges(&[[0, 0, 1, 1]])));
+                    }
+                    Step::Enlist(program, workload, chip) => {
+                        let number = at(&mut naive, program);
+                        members.values_mut().for_each(|all| all.retain(|&one| one != number));
+                        members.entry(workload).or_default().push(number);
+                        let chip = [chip / 2, chip % 2];
+                        programs.enlist(&enlisted(workload, program, chip, chip));
+                    }
+                    Step::Run(workload) => {
+                        let now = members.get(&workload).cloned().unwrap_or_default();
+                        match capturing {
+                            Some(trace) => traces.entry(trace).or_default().extend(now),
+                            None => now.iter().for_each(|&one| naive[one].runs += 1),
+                        }
+                        programs.runs(&of_workload(workload));
+                    }
+                    Step::Alone(program) => {
+                        let number = at(&mut naive, program);
+                        match capturing {
+                            Some(trace) => traces.entry(trace).or_default().push(number),
+                            None => naive[number].runs += 1,
+                        }
+                        programs.runs(&alone(program));
+                    }
+                    Step::Refused(program) => {
+                        let number = at(&mut naive, program);
+                        naive[number].refused += 1;
+                        programs.refused(program);
+                    }
+                    Step::End(program) => {
+                        if let Some(number) = here.remove(&program) {
+                            naive[number].live = false;
+                            members.values_mut().for_each(|all| all.retain(|&one| one != number));
+                        }
+                        programs.ended(program, |_| false);
+                    }
+                    Step::Begin(trace) => {
+                        traces.insert(trace, Vec::new());
+                        capturing = Some(trace);
+                        programs.begin(DEVICE, trace, 0, &CHIPS, 1);
+                    }
+                    Step::Ended => {
+                        if let Some(trace) = capturing.take() {
+                            programs.end(DEVICE, trace);
+                        }
+                    }
+                    Step::Replay(_) | Step::Release(_) if capturing.is_some() => {}
+                    Step::Replay(trace) => {
+                        let now = traces.get(&trace).cloned().unwrap_or_default();
+                        now.iter().for_each(|&one| naive[one].runs += 1);
+                        programs.replay(DEVICE, trace, 1);
+                    }
+                    Step::Release(trace) => {
+                        traces.remove(&trace);
+                        programs.release(DEVICE, trace, 1);
+                    }
+                    Step::Close => {
+                        (traces, capturing) = (HashMap::new(), None);
+                        programs.close(DEVICE);
+                    }
+                }
+                let all = programs.all();
+                let sum = |of: fn(&Program) -> u64| all.iter().map(|(_, one)| of(one)).sum::<u64>();
+                let known = || naive.iter().filter(|one| one.runs + one.refused != 0);
+                prop_assert_eq!(sum(|one| one.runs), known().map(|one| one.runs).sum::<u64>());
+                prop_assert_eq!(sum(|one| one.refused), known().map(|one| one.refused).sum::<u64>());
+                prop_assert_eq!(sum(|one| one.objects), known().count() as u64);
+                prop_assert_eq!(sum(|one| one.live), known().filter(|one| one.live).count() as u64);
+            }
+        }
+
+        #[test]
+        fn no_part_of_a_mesh_panics(
+            dims in (0..5_usize, 0..5_usize),
+            words in prop::array::uniform12(prop_oneof![0..3_u32, any::<u32>()]),
+            count in 0..9_i32,
+        ) {
+            let four = |at: usize| -> [u32; 4] { std::array::from_fn(|i| words[at + i]) };
+            let chips: Vec<_> = (0..count).collect();
+            let part = Part { dims: dims.0, start: four(0), end: four(4) };
+            let of = part.of(&chips, Shape { dims: dims.1, strides: four(8) });
+            prop_assert!(of.iter().all(|chip| chips.contains(chip)));
+            prop_assert_eq!(of.is_empty(), chips.is_empty());
+        }
     }
 }

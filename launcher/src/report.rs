@@ -573,7 +573,7 @@ impl Report {
                         banks: memory.banks,
                         bank_bytes: memory.bank_bytes,
                         bank_bytes_now: memory.bank_bytes_last,
-                        bank_bytes_least: memory.bank_bytes_least,
+                        bank_bytes_least: memory.bank_bytes_least.unwrap_or(0),
                         live: memory.live,
                         live_at_close: memory.live_at_close,
                         peak: Peak { totals: memory.peak, time_ns: since_start(memory.peak_ns) },

@@ -368,7 +368,9 @@ unsafe fn mesh_open(
         // Whatever was here before is gone, even if its end was not seen.
         recorder.forget(mesh);
         // SAFETY: the mesh is the call's argument and now open.
-        let allocator = unsafe { describe_opened(&recorder, mesh) };
+        unsafe { describe_opened(&recorder, mesh) };
+        // SAFETY: as above.
+        let allocator = unsafe { allocator_of(&recorder, mesh) };
         if allocator != 0 {
             // It is as new as the mesh, also in a forked process.
             recorder.watch().begin(allocator, mesh, WHOLE);
@@ -609,12 +611,25 @@ pub unsafe fn describe_device(recorder: &Recorder, device: usize) {
     recorder.remember(device);
 }
 
-/// Describes a device that was opened, or whose allocator may have changed, and that allocator, which is
-/// returned; 0 if it is not known.
+/// Describes a device that was opened, or whose allocator may have changed, and that allocator.
 ///
 /// # Safety
 /// `device` must be null or point to a live, open IDevice, whose allocator this thread has not locked.
-unsafe fn describe_opened(recorder: &Recorder, device: usize) -> usize {
+unsafe fn describe_opened(recorder: &Recorder, device: usize) {
+    // SAFETY: as the caller promises.
+    match unsafe { allocator_of(recorder, device) } {
+        // SAFETY: as above.
+        0 => unsafe { describe_device(recorder, device) },
+        // SAFETY: a live allocator of the device.
+        allocator => unsafe { write_allocator(recorder, allocator, device) },
+    }
+}
+
+/// The allocator of an open device; 0 if that can't be told.
+///
+/// # Safety
+/// `device` must be null or point to a live, open IDevice.
+unsafe fn allocator_of(recorder: &Recorder, device: usize) -> usize {
     let runtime = recorder.runtime();
     // SAFETY: as the caller promises.
     let owner = match unsafe { calls::device_kind(runtime, device) } {
@@ -626,19 +641,10 @@ unsafe fn describe_opened(recorder: &Recorder, device: usize) -> usize {
             // SAFETY: an open device; likewise.
             unsafe { calls::device_allocator(runtime, device) }
         }
-        _ => {
-            // SAFETY: as the caller promises.
-            unsafe { describe_device(recorder, device) };
-            return 0;
-        }
+        _ => return 0,
     };
     // SAFETY: a unique_ptr with the default deleter is the pointer itself.
-    let allocator = unsafe { elf::read::<usize>(owner) };
-    if allocator != 0 {
-        // SAFETY: a live allocator of the device.
-        unsafe { write_allocator(recorder, allocator, device) };
-    }
-    allocator
+    unsafe { elf::read::<usize>(owner) }
 }
 
 unsafe fn load_sub_devices(
@@ -735,8 +741,13 @@ unsafe fn plan(
         HAS_PLANS.store(true, Ordering::Relaxed);
         // SAFETY: the buffer is the call's argument, and alive.
         let wanted = unsafe { wanted(&recorder, buffer) };
-        // SAFETY: as above, and so is the device that it is made for.
-        unsafe { describe_device(&recorder, wanted.device) };
+        // SAFETY: as above, and so is the device that it is made for, whose allocator nobody has asked yet.
+        match unsafe { allocator_of(&recorder, wanted.device) } {
+            // SAFETY: as above.
+            0 => unsafe { describe_device(&recorder, wanted.device) },
+            // SAFETY: as above. How many banks it has and what it rounds up to is needed.
+            allocator => unsafe { describe_allocator(&recorder, allocator, wanted.device) },
+        }
         // SAFETY: as above.
         let bytes_per_bank = unsafe { calls::bytes_per_bank(recorder.runtime(), buffer) };
         recorder.write(&record::Planned {

@@ -11,7 +11,16 @@ use ttalloc_symbols::Era;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/standin");
 /// What the library is made of; every other `.cpp` file is a program.
-const LIBRARY: [&str; 4] = ["allocator.cpp", "buffer.cpp", "device.cpp", "books.cpp"];
+const LIBRARY: [&str; 8] = [
+    "allocator.cpp",
+    "buffer.cpp",
+    "device.cpp",
+    "books.cpp",
+    "graph.cpp",
+    "trace.cpp",
+    "program.cpp",
+    "program_books.cpp",
+];
 const FLAGS: [&str; 4] = [
     "-std=c++20",
     "-O1",

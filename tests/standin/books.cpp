@@ -1,6 +1,7 @@
 // The runtime's own books, which ttalloc's are held against, and what else only the tests need.
 #include "tt_metal.hpp"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -22,6 +23,11 @@ constexpr std::array ROLE_NAMES = {
     "allocate",   "deallocate",     "deallocate_all", "clear",           "allocator_end",
     "create",     "create_at_address", "view",        "mesh_open",       "mesh_impl_open",
     "mesh_close", "mesh_impl_close",   "device_close",   "hybrid",
+    "override_state", "load_sub_devices", "clear_sub_devices", "plan", "unplan", "add_kernel",
+    "lay_out_circular", "lay_out_dataflow", "lay_out_scratchpads", "circular_buffer", "mark_address",
+    "add_circular_buffer", "validate_region", "enlist", "enqueue", "compile", "launch", "reshape",
+    "program_end", "load_binaries", "global_semaphore", "global_circular_buffer", "begin_trace",
+    "end_trace", "replay_trace", "release_trace",
 };
 
 struct Totals {
@@ -39,9 +45,28 @@ struct Totals {
     void subtract(const Totals& other) { add(other, -1); }
 };
 
+// What was for one purpose, or was planned.
+struct Usage {
+    Totals live;
+    Totals peak;
+    std::uint64_t count = 0;
+
+    void add(const Totals& totals) {
+        count += 1;
+        live.add(totals);
+        if (live.reserved_bytes > peak.reserved_bytes) {
+            peak = live;
+        }
+    }
+};
+
 struct Memory {
     std::uint32_t banks = 0;
     std::uint64_t bank_bytes = 0;
+    std::uint64_t bank_bytes_now = 0;
+    std::optional<std::uint64_t> bank_bytes_least;
+    std::map<std::string, Usage> purposes;
+    Usage planned;
     Totals live;
     Totals live_at_close;
     Totals peak;
@@ -63,12 +88,24 @@ struct Live {
     Block block;
     std::vector<int> chips;
     Totals totals;
+    const char* purpose;
+};
+
+struct Planned {
+    const void* allocator;
+    BufferType type;
+    std::vector<int> chips;
+    Totals totals;
 };
 
 struct Books {
     std::mutex mutex;
     std::map<int, Chip> chips;
-    std::map<std::tuple<const void*, BufferType, DeviceAddr>, Live> live;
+    std::map<std::tuple<const void*, BufferType, DeviceAddr, const void*>, Live> live;
+    std::map<const void*, Planned> planned;
+    std::map<const void*, std::optional<int>> owners;
+    // As JSON.
+    std::vector<std::string> overlaps;
     std::array<std::function<void()>, ROLE_NAMES.size()> failures;
 };
 
@@ -93,6 +130,8 @@ std::array<std::atomic<bool>, ROLE_NAMES.size()> failing;
 std::atomic<int> entered;
 std::atomic<bool> is_capturing;
 std::atomic<DeviceAddr> exaggerated;
+std::atomic<bool> is_planning;
+thread_local const char* purpose_now = "data";
 thread_local int errno_then;
 
 std::size_t index(BufferType type) { return static_cast<std::size_t>(type); }
@@ -103,12 +142,13 @@ auto end(decltype(Books::live)::iterator live, std::uint64_t Memory::*count) {
         Memory& memory = books().chips[chip].memory[index(live->second.block.type)];
         memory.*count += 1;
         memory.live.subtract(live->second.totals);
+        memory.purposes[live->second.purpose].live.subtract(live->second.totals);
     }
     return books().live.erase(live);
 }
 
 auto first_of(const void* allocator) {
-    return books().live.lower_bound({allocator, BufferType::DRAM, 0});
+    return books().live.lower_bound({allocator, BufferType::DRAM, 0, nullptr});
 }
 
 std::string to_json(const Totals& totals) {
@@ -123,6 +163,69 @@ std::string list(std::string elements) {
         elements.pop_back();
     }
     return "[" + elements + "]";
+}
+
+void set_bank_bytes(Memory& memory, std::uint64_t bytes) {
+    memory.bank_bytes_now = bytes;
+    memory.bank_bytes_least = std::min(bytes, memory.bank_bytes_least.value_or(bytes));
+}
+
+auto end_planned(decltype(Books::planned)::iterator planned) {
+    for (int chip : planned->second.chips) {
+        books().chips[chip].memory[index(planned->second.type)].planned.live.subtract(planned->second.totals);
+    }
+    return books().planned.erase(planned);
+}
+
+// The fields of live and peak.
+std::string to_json(const Usage& usage) {
+    return "\"live\":" + to_json(usage.live) + ",\"peak\":" + to_json(usage.peak);
+}
+
+std::string purposes_of(const Memory& memory) {
+    std::string purposes;
+    for (const auto& [name, usage] : memory.purposes) {
+        if (name != "data") {
+            purposes += "{\"purpose\":\"" + name + "\"," + to_json(usage) + ",\"allocations\":" +
+                        std::to_string(usage.count) + "},";
+        }
+    }
+    return list(purposes);
+}
+
+std::string side(const void* allocator, const Block& block) {
+    std::optional<int> mesh = books().owners[allocator];
+    return "{\"mesh\":" + (mesh ? std::to_string(*mesh) : "null") + ",\"address\":" +
+           std::to_string(block.address) + ",\"bytes_per_bank\":" + std::to_string(block.bytes_per_bank) + "}";
+}
+
+// Whether another allocator has given some of this memory of these chips too. Blocks of which every core has
+// its own address can't be compared, and what was taken over is no second allocation.
+void look_for_overlaps(const void* allocator, const std::vector<int>& chips, const Block& block) {
+    if (block.adopted || block.cores != 0) {
+        return;
+    }
+    for (const auto& [key, live] : books().live) {
+        const Block& other = live.block;
+        bool is_comparable = std::get<0>(key) != allocator && other.type == block.type && !other.adopted &&
+                             other.cores == 0;
+        if (!is_comparable || other.address >= block.address + block.bytes_per_bank ||
+            block.address >= other.address + other.bytes_per_bank) {
+            continue;
+        }
+        std::string common;
+        for (int chip : chips) {
+            if (std::find(live.chips.begin(), live.chips.end(), chip) != live.chips.end()) {
+                common += std::to_string(chip) + ",";
+            }
+        }
+        if (!common.empty()) {
+            books().overlaps.push_back("{\"chips\":" + list(common) + ",\"type\":\"" +
+                                       TYPE_NAMES[index(block.type)] + "\",\"later\":" +
+                                       side(allocator, block) + ",\"earlier\":" +
+                                       side(std::get<0>(key), other) + "}");
+        }
+    }
 }
 
 } // namespace
@@ -171,6 +274,11 @@ void Mutex::unlock() {
     owner_ = std::thread::id();
     mutex_.unlock();
 }
+void plan(bool on) { is_capturing = is_planning = on; }
+bool planning() { return is_planning; }
+
+For::For(const char* purpose) : before_(std::exchange(purpose_now, purpose)) {}
+For::~For() { purpose_now = before_; }
 
 Entry::Witness::Witness() { ++entered; }
 Entry::Witness::~Witness() { --entered; }
@@ -195,6 +303,39 @@ void book_banks(const std::vector<int>& chips, BufferType type, std::uint32_t ba
         Memory& memory = books().chips[chip].memory[index(type)];
         memory.banks = banks;
         memory.bank_bytes = bank_bytes;
+        set_bank_bytes(memory, bank_bytes);
+    }
+}
+
+void book_bank_bytes(const std::vector<int>& chips, BufferType type, DeviceAddr bank_bytes) {
+    std::lock_guard lock(books().mutex);
+    for (int chip : chips) {
+        set_bank_bytes(books().chips[chip].memory[index(type)], bank_bytes);
+    }
+}
+
+void book_owner(const void* allocator, std::optional<int> mesh) {
+    std::lock_guard lock(books().mutex);
+    books().owners[allocator] = mesh;
+}
+
+void book_planned(const void* buffer, const void* allocator, const std::vector<int>& chips,
+                  const Block& block) {
+    std::lock_guard lock(books().mutex);
+    std::uint64_t banks = books().chips[chips.front()].memory[index(block.type)].banks;
+    Planned planned{allocator, block.type, chips,
+                    {1, block.bytes, block.bytes_per_bank, block.bytes_per_bank * banks}};
+    for (int chip : chips) {
+        books().chips[chip].memory[index(block.type)].planned.add(planned.totals);
+    }
+    books().planned[buffer] = planned;
+}
+
+void book_unplanned(const void* buffer) {
+    std::lock_guard lock(books().mutex);
+    auto planned = books().planned.find(buffer);
+    if (planned != books().planned.end()) {
+        end_planned(planned);
     }
 }
 
@@ -202,7 +343,13 @@ void book_allocation(const void* allocator, const std::vector<int>& chips, const
     std::lock_guard lock(books().mutex);
     std::uint64_t banks = books().chips[chips.front()].memory[index(block.type)].banks;
     Totals totals{1, block.bytes, block.bytes_per_bank, block.bytes_per_bank * banks};
-    books().live[{allocator, block.type, block.address}] = {block, chips, totals};
+    if (block.cores != 0) {
+        totals.bytes_per_bank = 0;
+        totals.reserved_bytes = block.bytes_per_bank * block.cores;
+    }
+    look_for_overlaps(allocator, chips, block);
+    const char* purpose = block.adopted ? "data" : purpose_now;
+    books().live[{allocator, block.type, block.address, block.object}] = {block, chips, totals, purpose};
     for (int chip : chips) {
         Memory& memory = books().chips[chip].memory[index(block.type)];
         memory.allocations += 1;
@@ -211,7 +358,21 @@ void book_allocation(const void* allocator, const std::vector<int>& chips, const
         if (memory.live.reserved_bytes > memory.peak.reserved_bytes) {
             memory.peak = memory.live;
         }
+        memory.purposes[purpose].add(totals);
     }
+}
+
+std::optional<DeviceAddr> lowest_l1(int chip) {
+    std::lock_guard lock(books().mutex);
+    std::optional<DeviceAddr> lowest;
+    for (const auto& [key, live] : books().live) {
+        bool is_there = live.block.type == BufferType::L1 &&
+                        std::find(live.chips.begin(), live.chips.end(), chip) != live.chips.end();
+        if (is_there && live.block.address < lowest.value_or(-1)) {
+            lowest = live.block.address;
+        }
+    }
+    return lowest;
 }
 
 void book_failure(const std::vector<int>& chips, BufferType type) {
@@ -221,9 +382,9 @@ void book_failure(const std::vector<int>& chips, BufferType type) {
     }
 }
 
-void book_free(const void* allocator, BufferType type, DeviceAddr address) {
+void book_free(const void* allocator, BufferType type, DeviceAddr address, const void* object) {
     std::lock_guard lock(books().mutex);
-    auto live = books().live.find({allocator, type, address});
+    auto live = books().live.find({allocator, type, address, object});
     if (live != books().live.end()) {
         end(live, &Memory::frees);
     }
@@ -266,6 +427,9 @@ void book_close(const void* allocator, const std::vector<int>& chips) {
             chip.memory[index(live->second.block.type)].live_at_close.add(live->second.totals);
         }
     }
+    for (auto planned = books().planned.begin(); planned != books().planned.end();) {
+        planned = planned->second.allocator == allocator ? end_planned(planned) : std::next(planned);
+    }
 }
 
 void forget_books() {
@@ -275,11 +439,15 @@ void forget_books() {
             Memory fresh;
             fresh.banks = memory.banks;
             fresh.bank_bytes = memory.bank_bytes;
+            set_bank_bytes(fresh, memory.bank_bytes_now);
             memory = fresh;
         }
         chip.was_closed = false;
     }
     books().live.clear();
+    books().planned.clear();
+    books().overlaps.clear();
+    forget_program_books();
     for (auto& count : calls) {
         count = 0;
     }
@@ -293,20 +461,35 @@ void print_books() {
     std::string devices;
     for (const auto& [id, chip] : books().chips) {
         std::string types;
+        std::string planned;
         for (std::size_t type = 0; type < TYPES; ++type) {
             const Memory& memory = chip.memory[type];
             if (memory.banks == 0) {
                 continue;
             }
             types += "{\"type\":\"" + std::string(TYPE_NAMES[type]) + "\"," + number("banks", memory.banks) +
-                     number("bank_bytes", memory.bank_bytes) + "\"live\":" + to_json(memory.live) +
+                     number("bank_bytes", memory.bank_bytes) +
+                     number("bank_bytes_now", memory.bank_bytes_now) +
+                     number("bank_bytes_least", *memory.bank_bytes_least) +
+                     "\"purposes\":" + purposes_of(memory) + ",\"live\":" + to_json(memory.live) +
                      ",\"live_at_close\":" + (chip.was_closed ? to_json(memory.live_at_close) : "null") +
                      ",\"peak\":" + to_json(memory.peak) + "," + number("allocations", memory.allocations) +
                      number("frees", memory.frees) + number("released", memory.released) +
                      number("failed", memory.failed) + "\"allocated_bytes_total\":" +
                      std::to_string(memory.allocated_bytes_total) + "},";
+            if (memory.planned.count != 0) {
+                planned += "{\"type\":\"" + std::string(TYPE_NAMES[type]) + "\"," +
+                           number("buffers", memory.planned.count) + to_json(memory.planned) + "},";
+            }
         }
-        devices += "{\"chip\":" + std::to_string(id) + ",\"memory\":" + list(types) + "},";
+        auto managed = [&](BufferType type) { return chip.memory[index(type)].bank_bytes; };
+        DeviceAddr l1_end = tt::tt_metal::L1_BASE + managed(BufferType::L1) + managed(BufferType::L1_SMALL);
+        devices += "{\"chip\":" + std::to_string(id) + ",\"memory\":" + list(types) + ",\"planned\":" +
+                   list(planned) + ",\"circular_buffers\":" + program_books_of(id) + ",\"reserved\":{" +
+                   number("l1_bytes_per_core", tt::tt_metal::L1_BYTES_PER_CORE) +
+                   number("l1_below_bytes", tt::tt_metal::L1_BASE) +
+                   number("l1_above_bytes", tt::tt_metal::L1_BYTES_PER_CORE - l1_end) +
+                   "\"dram_below_bytes\":" + std::to_string(tt::tt_metal::DRAM_BASE) + "}},";
     }
     std::string live_buffers;
     for (const auto& [key, live] : books().live) {
@@ -317,7 +500,9 @@ void print_books() {
         const Block& block = live.block;
         live_buffers += "{\"chips\":" + list(chips) + ",\"type\":\"" + TYPE_NAMES[index(block.type)] + "\"," +
                         number("address", block.address) + number("bytes", block.bytes) +
-                        number("bytes_per_bank", block.bytes_per_bank) + "\"page_bytes\":" +
+                        number("bytes_per_bank", block.bytes_per_bank) + "\"cores\":" +
+                        (block.cores != 0 ? std::to_string(block.cores) : "null") + ",\"purpose\":\"" +
+                        live.purpose + "\",\"page_bytes\":" +
                         std::to_string(block.page_bytes) + "},";
     }
     std::string counts;
@@ -325,8 +510,13 @@ void print_books() {
         counts += number(ROLE_NAMES[role], calls[role]);
     }
     counts.pop_back();
-    std::printf("{\"devices\":%s,\"live_buffers\":%s,\"calls\":{%s}}\n", list(devices).c_str(),
-                list(live_buffers).c_str(), counts.c_str());
+    std::string overlaps;
+    for (const std::string& overlap : books().overlaps) {
+        overlaps += overlap + ",";
+    }
+    std::printf("{\"devices\":%s,\"live_buffers\":%s,\"overlaps\":%s,%s,\"calls\":{%s}}\n",
+                list(devices).c_str(), list(live_buffers).c_str(), list(overlaps).c_str(),
+                program_books().c_str(), counts.c_str());
     std::fflush(stdout);
 }
 

@@ -54,7 +54,9 @@ void book_capacity(const ALLOCATOR& allocator, const std::vector<int>& chips) {
 IDevice::~IDevice() = default;
 
 Device::Device(const AllocatorConfig& config) :
-    chip_(config.chips.front()), allocator_(std::make_unique<DeviceAllocator>(config)) {}
+    chip_(config.chips.front()), allocator_(std::make_unique<DeviceAllocator>(config)) {
+    standin::book_owner(allocator_.get(), std::nullopt);
+}
 
 Device::~Device() = default;
 tt::ARCH Device::arch() const { return tt::ARCH::WORMHOLE_B0; }
@@ -73,6 +75,7 @@ bool Device::close() {
         return false;
     }
     standin::book_close(allocator_.get(), {chip_});
+    sub_devices_.end();
     // What is still allocated goes with the allocator, without another word.
     allocator_.reset();
     return true;
@@ -121,6 +124,7 @@ bool open(MeshState& state, std::size_t l1_small_size, std::size_t trace_region_
 #else
     state.allocator = std::make_unique<BankedAllocator>(config);
 #endif
+    standin::book_owner(state.allocator.get(), state.id);
     book_capacity(*state.allocator, state.chips);
     standin::book_open(state.chips);
     return true;
@@ -131,6 +135,10 @@ bool close(MeshState& state) {
         return false;
     }
     standin::book_close(state.allocator.get(), state.chips);
+    state.capturing.reset();
+    // Their memory goes with the allocator.
+    auto traces = std::exchange(state.traces, {});
+    state.sub_devices.end();
     state.allocator->deallocate_buffers();
     state.allocator->clear();
     state.allocator.reset();
@@ -145,6 +153,9 @@ MeshState new_state(const std::vector<int>& chips) {
     MeshState state;
     state.id = pool().next_mesh++;
     state.chips = chips;
+    auto count = static_cast<std::uint32_t>(chips.size());
+    using Sizes = std::vector<std::uint32_t>;
+    state.shape = MeshShape(count == 4 ? Sizes{2, 2} : Sizes{1, count});
     return state;
 }
 

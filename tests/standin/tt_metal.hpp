@@ -15,6 +15,8 @@
 #include <optional>
 #include <span>
 #include <thread>
+#include <string>
+#include <utility>
 #include <vector>
 
 #if ERA == 1 // A: class Allocator, Buffer::create, MeshDevice without an implementation class.
@@ -82,6 +84,39 @@ private:
 
 namespace tt {
 
+struct xy_pair {
+    std::size_t x;
+    std::size_t y;
+};
+
+} // namespace tt
+
+// Its namespace was none in the first releases of era A.
+#if ERA != 1
+namespace tt::tt_metal {
+#endif
+
+struct CoreRange {
+    tt::xy_pair start;
+    tt::xy_pair end;
+};
+
+class CoreRangeSet {
+public:
+    explicit CoreRangeSet(std::vector<CoreRange> ranges) : ranges_(std::move(ranges)) {}
+    const std::vector<CoreRange>& ranges() const;
+    std::uint32_t num_cores() const;
+
+private:
+    std::vector<CoreRange> ranges_;
+};
+
+#if ERA != 1
+} // namespace tt::tt_metal
+#endif
+
+namespace tt {
+
 enum class ARCH { WORMHOLE_B0 = 2, BLACKHOLE = 3 };
 
 namespace tt_metal {
@@ -97,13 +132,25 @@ using BankRemap = ttsl::Span<const std::uint32_t>;
 #else
 using BankRemap = std::span<const std::uint32_t>;
 #endif
+struct SubDeviceManagerIdTag {};
+using SubDeviceManagerId = ttsl::StrongType<std::uint64_t, SubDeviceManagerIdTag>;
+
+// Where the memory begins that an allocator manages, and what a core has in all.
+constexpr DeviceAddr L1_BASE = 105'696;
+constexpr DeviceAddr DRAM_BASE = 32;
+constexpr std::uint32_t L1_BYTES_PER_CORE = 1464 * 1024;
+
+enum class HalMemType : std::uint8_t { L1, DRAM };
 
 enum class BufferType { DRAM, L1, SYSTEM_MEMORY, L1_SMALL, TRACE };
 constexpr std::size_t TYPES = 5;
 
-// How a buffer is spread: over all banks page by page, or over this many cores.
+// How a buffer is spread: over all banks page by page, or over this many cores, perhaps with an address of
+// its own on each, which only the allocator of a single chip can give.
 struct BufferShardingArgs {
     std::uint32_t cores = 0;
+    bool per_core = false;
+    std::uint32_t first_core = 0;
 };
 
 struct BufferRegion {
@@ -116,6 +163,19 @@ struct AllocatorConfig {
     std::vector<int> chips;
     DeviceAddr l1_small_size = 0;
     DeviceAddr trace_region_size = 0;
+    // If it is for a sub-device: its L1, the lowest of every core. It has nothing else.
+    DeviceAddr sub_device_l1 = 0;
+};
+
+// What is allocated in each type of memory, by the first address and the one after the last.
+class AllocatorState {
+public:
+    const std::vector<std::pair<DeviceAddr, DeviceAddr>>& get_allocated_regions(BufferType type) const;
+    bool has_buffer_type(BufferType type) const;
+
+private:
+    friend class ALLOCATOR;
+    std::map<BufferType, std::vector<std::pair<DeviceAddr, DeviceAddr>>> regions_;
 };
 
 // What an allocator has of a type, in each bank.
@@ -163,11 +223,21 @@ public:
 #if ERA == 3
     bool try_begin_hybrid_allocation(const std::vector<ALLOCATOR*>& allocators);
 #endif
+    DeviceAddr get_base_allocator_addr(const HalMemType& memory) const;
+
+    AllocatorState extract_state() const;
+    // Lets everything go, and takes what another allocator has.
+    void override_state(const AllocatorState& state);
+    // Gives the lowest of every core's L1 away, or all of it back; throws if that is taken.
+    void shrink_l1(DeviceAddr bytes);
+    // The lowest address that is taken in L1, if any is.
+    std::optional<DeviceAddr> lowest_l1() const;
 
 private:
     // One type's memory, in each bank.
     struct Space {
         std::uint32_t banks = 0;
+        DeviceAddr first = 0;
         DeviceAddr bank_bytes = 0;
         std::map<DeviceAddr, DeviceAddr> free;
         std::map<DeviceAddr, DeviceAddr> taken;
@@ -175,10 +245,15 @@ private:
 
     void reset();
     Space& space(BufferType type);
+    // A different address on every core: downwards from L1's end, and never given twice.
+    DeviceAddr allocate_per_core(Buffer* buffer, DeviceAddr bytes);
 
     AllocatorConfig config_;
     mutable standin::Mutex mutex_;
     Space spaces_[TYPES];
+    DeviceAddr given_away_ = 0;
+    std::map<std::uint32_t, DeviceAddr> lowest_of_core_;
+    std::map<const Buffer*, DeviceAddr> per_core_;
 };
 
 // Some of the real allocators are of a derived class, whose destructor calls the base's.
@@ -204,6 +279,25 @@ public:
     virtual bool is_open() const = 0;
     // Throws std::runtime_error if the device is closed.
     virtual ALLOCATOR& memory() const = 0;
+    virtual std::vector<int> chips() const = 0;
+    // The allocators of its sub-devices.
+    virtual const std::vector<std::unique_ptr<ALLOCATOR>>& sub_devices() const = 0;
+};
+
+// A device's sub-devices: at most one manager of them is loaded.
+class SubDevices {
+public:
+    // A manager with this many sub-devices, all of which have this much of the lowest L1.
+    SubDeviceManagerId create(std::size_t count, DeviceAddr l1);
+    void load(SubDeviceManagerId manager, ALLOCATOR& memory, const std::vector<int>& chips, std::optional<int> mesh);
+    void clear(ALLOCATOR& memory, const std::vector<int>& chips);
+    // As a device does that closes.
+    void end();
+
+    std::vector<std::unique_ptr<ALLOCATOR>> loaded;
+
+private:
+    std::vector<std::pair<std::size_t, DeviceAddr>> managers_;
 };
 
 // A chip, with an allocator of its own that the legacy API uses.
@@ -216,10 +310,24 @@ public:
     bool close() override;
     bool is_open() const override { return allocator_ != nullptr; }
     ALLOCATOR& memory() const override;
+    std::vector<int> chips() const override { return {chip_}; }
+    const std::vector<std::unique_ptr<ALLOCATOR>>& sub_devices() const override { return sub_devices_.loaded; }
+    std::uint32_t l1_size_per_core() const;
+    SubDeviceManagerId create_sub_device_manager(std::size_t count, DeviceAddr l1) {
+        return sub_devices_.create(count, l1);
+    }
+    void load_sub_device_manager(SubDeviceManagerId manager);
+    void clear_loaded_sub_device_manager();
+#if ERA == 1
+    const std::unique_ptr<Allocator>& allocator() const;
+#else
+    const std::unique_ptr<AllocatorImpl>& allocator_impl() const;
+#endif
 
 private:
     int chip_;
     std::unique_ptr<ALLOCATOR> allocator_;
+    SubDevices sub_devices_;
 };
 
 // The legacy API. A device is open once per process, whoever opens it.
@@ -230,7 +338,8 @@ void CloseDevice(Device* device);
 class Buffer : public standin::Recycled {
 public:
     Buffer(IDevice* device, std::optional<DeviceAddr> address, DeviceAddr size, DeviceAddr page_size,
-           BufferType type, const BufferShardingArgs& sharding, std::optional<bool> bottom_up);
+           BufferType type, const BufferShardingArgs& sharding, std::optional<bool> bottom_up,
+           std::optional<SubDeviceId> sub_device = std::nullopt);
     ~Buffer();
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
@@ -262,6 +371,9 @@ public:
     OPTIONAL DeviceAddr page_size() const;
     DeviceAddr aligned_size_per_bank() const;
     std::optional<bool> bottom_up() const { return bottom_up_; }
+    std::optional<std::uint32_t> num_cores() const;
+    const BufferShardingArgs& sharding() const { return sharding_; }
+    ALLOCATOR& allocator() const;
 
     void allocate_impl();
 
@@ -273,8 +385,30 @@ private:
     BufferType type_;
     BufferShardingArgs sharding_;
     std::optional<bool> bottom_up_;
+    std::optional<SubDeviceId> sub_device_;
     bool owns_;
     bool allocated_;
+    // Kept from being allocated, by a capture without dispatch.
+    bool planned_ = false;
+};
+
+#if ERA > 1
+namespace experimental::per_core_allocation {
+bool is_per_core_allocation(const Buffer& buffer);
+}
+#endif
+
+// What a graph capture listens to.
+class GraphTracker {
+public:
+    static GraphTracker& instance();
+    // True if the buffer must not be allocated, or not be freed.
+    bool hook_allocate(const Buffer* buffer);
+    bool hook_deallocate(Buffer* buffer);
+    void track_allocate(const Buffer* buffer);
+    void track_deallocate(Buffer* buffer);
+    void track_allocate_cb(const CoreRangeSet& cores, std::uint64_t address, std::uint64_t size,
+                           bool is_globally_allocated, const IDevice* device);
 };
 
 #if ERA < 3
@@ -305,6 +439,30 @@ inline std::shared_ptr<Buffer> view_of(Buffer& buffer, const BufferRegion& regio
 namespace distributed {
 
 class MeshDevice;
+class MeshBuffer;
+class MeshCommandQueue;
+
+struct MeshTraceIdTag {};
+using MeshTraceId = ttsl::StrongType<std::uint32_t, MeshTraceIdTag>;
+
+class MeshShape {
+public:
+    explicit MeshShape(std::vector<std::uint32_t> sizes) : sizes_(std::move(sizes)) {}
+    std::size_t dims() const;
+    // How many chips a step in this dimension is.
+    std::size_t get_stride(std::size_t dimension) const;
+    const std::vector<std::uint32_t>& sizes() const { return sizes_; }
+
+private:
+    std::vector<std::uint32_t> sizes_;
+};
+
+// A recorded run of programs, by their ids, each on some chips.
+struct MeshTrace {
+    std::size_t book = 0;
+    std::vector<std::pair<std::uint64_t, std::vector<int>>> dispatches;
+    std::shared_ptr<MeshBuffer> buffer;
+};
 
 // What an open mesh has.
 struct MeshState {
@@ -312,6 +470,10 @@ struct MeshState {
     std::vector<int> chips;
     std::vector<Device*> devices;
     std::unique_ptr<ALLOCATOR> allocator;
+    MeshShape shape{std::vector<std::uint32_t>{1, 1}};
+    SubDevices sub_devices;
+    std::map<std::uint32_t, MeshTrace> traces;
+    std::optional<std::uint32_t> capturing;
 };
 
 #if ERA > 1
@@ -347,6 +509,30 @@ public:
     std::vector<int> get_device_ids() const;
     const std::vector<Device*>& devices() const { return state().devices; }
     bool is_open() const override { return state().allocator != nullptr; }
+    std::vector<int> chips() const override { return state().chips; }
+    const std::vector<std::unique_ptr<ALLOCATOR>>& sub_devices() const override {
+        return state().sub_devices.loaded;
+    }
+    std::uint32_t l1_size_per_core() const;
+    const MeshShape& shape() const;
+    // Four chips in one row go round the square that they are otherwise.
+    void reshape(const MeshShape& shape);
+    SubDeviceManagerId create_sub_device_manager(std::size_t count, DeviceAddr l1) {
+        return mutable_state().sub_devices.create(count, l1);
+    }
+    void load_sub_device_manager(SubDeviceManagerId manager);
+    void clear_loaded_sub_device_manager();
+    void begin_mesh_trace(std::uint8_t queue, const MeshTraceId& trace);
+    void end_mesh_trace(std::uint8_t queue, const MeshTraceId& trace);
+    void replay_mesh_trace(std::uint8_t queue, const MeshTraceId& trace, bool blocking);
+    void release_mesh_trace(const MeshTraceId& trace);
+#if ERA == 3
+    void begin_mesh_trace(MeshCommandQueue& queue, const MeshTraceId& trace);
+    void end_mesh_trace(MeshCommandQueue& queue, const MeshTraceId& trace);
+    void replay_mesh_trace(MeshCommandQueue& queue, const MeshTraceId& trace, bool blocking);
+#endif
+    // A program is dispatched: it runs on these chips, or is recorded.
+    void dispatch(std::uint64_t program, const std::vector<int>& chips);
 #if ERA == 1
     OPTIONAL const std::unique_ptr<Allocator>& allocator() const;
 #else
@@ -357,9 +543,11 @@ public:
 private:
 #if ERA == 1
     const MeshState& state() const { return state_; }
+    MeshState& mutable_state() { return state_; }
     MeshState state_;
 #else
     const MeshState& state() const { return impl_->state; }
+    MeshState& mutable_state() { return impl_->state; }
     std::unique_ptr<MeshDeviceImpl> impl_ = std::make_unique<MeshDeviceImpl>();
 #endif
     std::shared_ptr<MeshDevice> parent_;
@@ -370,7 +558,9 @@ class MeshBuffer {
 public:
     static std::shared_ptr<MeshBuffer> create(const std::shared_ptr<MeshDevice>& mesh, DeviceAddr size,
                                               DeviceAddr page_size, BufferType type,
-                                              const BufferShardingArgs& sharding = {});
+                                              const BufferShardingArgs& sharding = {},
+                                              std::optional<bool> bottom_up = std::nullopt,
+                                              std::optional<SubDeviceId> sub_device = std::nullopt);
     ~MeshBuffer();
     void deallocate();
 
@@ -393,6 +583,9 @@ namespace standin {
 
 using tt::tt_metal::BufferType;
 using tt::tt_metal::DeviceAddr;
+#if ERA != 1
+using tt::tt_metal::CoreRange;
+#endif
 
 // The functions that ttalloc hooks, by their roles in its catalogue.
 enum class Role {
@@ -410,6 +603,32 @@ enum class Role {
     mesh_impl_close,
     device_close,
     hybrid,
+    override_state,
+    load_sub_devices,
+    clear_sub_devices,
+    plan,
+    unplan,
+    add_kernel,
+    lay_out_circular,
+    lay_out_dataflow,
+    lay_out_scratchpads,
+    circular_buffer,
+    mark_address,
+    add_circular_buffer,
+    validate_region,
+    enlist,
+    enqueue,
+    compile,
+    launch,
+    reshape,
+    program_end,
+    load_binaries,
+    global_semaphore,
+    global_circular_buffer,
+    begin_trace,
+    end_trace,
+    replay_trace,
+    release_trace,
 };
 
 // The next call of `role` does `action`, which throws, before anything else.
@@ -420,6 +639,8 @@ int inside();
 int errno_at_entry();
 // While this is so, as in a graph capture, a buffer dies without giving its memory back.
 void capture(bool on);
+// While this is so, as in a graph capture without dispatch, no buffer is allocated either.
+void plan(bool on);
 
 // From now on, allocators say that they have given so many bytes per bank more than they have.
 void exaggerate(DeviceAddr bytes);
@@ -445,6 +666,7 @@ private:
 
 bool capturing();
 DeviceAddr exaggeration();
+bool planning();
 
 struct Block {
     BufferType type;
@@ -452,13 +674,61 @@ struct Block {
     DeviceAddr bytes;
     DeviceAddr bytes_per_bank;
     DeviceAddr page_bytes;
+    // If it has an address of its own on each core: on how many.
+    std::uint32_t cores = 0;
+    // Tells blocks apart that have one address.
+    const void* object = nullptr;
+    // Taken over from another allocator.
+    bool adopted = false;
+};
+
+// What memory is allocated for on this thread, until this goes. By the report's name.
+class For {
+public:
+    explicit For(const char* purpose);
+    ~For();
+
+private:
+    const char* before_;
 };
 
 // `allocator` is what gave or takes a block; `banks` is of its type.
 void book_banks(const std::vector<int>& chips, BufferType type, std::uint32_t banks, DeviceAddr bank_bytes);
 void book_allocation(const void* allocator, const std::vector<int>& chips, const Block& block);
 void book_failure(const std::vector<int>& chips, BufferType type);
-void book_free(const void* allocator, BufferType type, DeviceAddr address);
+void book_free(const void* allocator, BufferType type, DeviceAddr address, const void* object = nullptr);
+// The banks have another size for now.
+void book_bank_bytes(const std::vector<int>& chips, BufferType type, DeviceAddr bank_bytes);
+// The mesh whose allocator it is; none if it is a single chip's.
+void book_owner(const void* allocator, std::optional<int> mesh);
+// A buffer that was kept from being allocated, and its end.
+void book_planned(const void* buffer, const void* allocator, const std::vector<int>& chips, const Block& block);
+void book_unplanned(const void* buffer);
+
+// What a program lays out in L1.
+struct Local {
+    const char* kind;
+    std::optional<DeviceAddr> address;
+    DeviceAddr bytes;
+    std::vector<CoreRange> ranges;
+};
+
+// A program as it now is: how far it reaches into L1, and its id where its workload has told it.
+void book_program(std::uint64_t id, bool told, const std::vector<std::string>& kernels,
+                  const std::vector<Local>& local, std::optional<DeviceAddr> end);
+void book_program_end(std::uint64_t id);
+void book_refusal(std::uint64_t id);
+void book_run(std::uint64_t id, const std::vector<int>& chips);
+std::size_t book_trace(std::uint32_t id, int mesh, const std::vector<int>& chips);
+void book_trace_end(std::size_t trace, std::size_t dispatches, DeviceAddr bytes_per_bank, std::uint32_t banks);
+void book_replay(std::size_t trace);
+void book_trace_release(std::size_t trace);
+// The lowest address that any allocator has given of a chip's L1.
+std::optional<DeviceAddr> lowest_l1(int chip);
+// For print_books.
+std::string program_books_of(int chip);
+std::string program_books();
+void forget_program_books();
 void book_release(const void* allocator);
 void book_open(const std::vector<int>& chips);
 void book_close(const void* allocator, const std::vector<int>& chips);
