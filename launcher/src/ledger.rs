@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use ttalloc_ring::record::{self, Head, Record, TYPES};
-use ttalloc_symbols::{Era, SymbolSet};
+use ttalloc_ring::record::{self, Head, Record, Refusal, TYPES};
+use ttalloc_symbols::{COUNT, Era, SymbolSet};
 
 /// tt-metal's `BufferType`: the kind of memory.
 #[derive(
@@ -288,12 +288,25 @@ pub struct Process {
     pub identity: Option<Identity>,
     /// Its runtime; None if the record was lost.
     pub runtime: Option<Runtime>,
+    /// The functions that were patched, since calls of them can't be interposed.
+    pub patched: SymbolSet,
+    /// Those that could not be, by their index in the catalogue.
+    pub refused: BTreeMap<usize, Refused>,
     /// The meshes it opened, in order.
     pub meshes: Vec<Mesh>,
     /// The chips it opened, by their ids.
     pub chips: BTreeMap<i32, Chip>,
     devices: HashMap<u64, Device>,
     allocators: BTreeMap<u64, Allocator>,
+}
+
+/// A function whose calls are not seen, or not all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub why: Refusal,
+    /// Whether the calls that other libraries make are seen.
+    pub interposed: bool,
 }
 
 /// Who a process is.
@@ -361,6 +374,8 @@ impl Ledger {
             Record::Close(body, _) if body.failed != 0 => entry.close_failed(body.device),
             Record::Close(body, _) => entry.close(body.device),
             Record::Placement(body, _) => entry.placement(body),
+            Record::Patched(body, _) => entry.process.patched = SymbolSet(body.symbols),
+            Record::Refused(body, _) => entry.refused(body),
         }
     }
 }
@@ -402,6 +417,15 @@ impl Entry<'_> {
             symbols: body.symbols(),
             era: body.era(),
         });
+    }
+
+    fn refused(&mut self, body: record::Refused) {
+        let index = body.symbol as usize;
+        let Some(why) = Refusal::from_number(body.reason).filter(|_| index < COUNT) else {
+            self.anomalies.bad_records += 1;
+            return;
+        };
+        self.process.refused.insert(index, Refused { why, interposed: body.interposed != 0 });
     }
 
     fn device(&mut self, body: record::Device, chips: &[u8]) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use ttalloc_ring::record::Refusal;
 use ttalloc_symbols::{Era, SYMBOLS, Use};
 
 use crate::ledger::{Ledger, MemoryType, Process as Books, Totals};
@@ -105,6 +106,9 @@ pub struct Runtime {
     pub era: Option<String>,
     /// The functions that were hooked.
     pub hooks: Vec<Hook>,
+    /// The functions whose calls could not be seen, or not all of them.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
 }
 
 /// A hooked function.
@@ -116,6 +120,33 @@ pub struct Hook {
     pub symbol: String,
     /// How often it was called; null if that was not counted, as for the 257th process and later ones.
     pub calls: Option<u64>,
+    /// How its calls were seen.
+    #[serde(default)]
+    pub engine: HookEngine,
+}
+
+/// How a function's calls are seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HookEngine {
+    /// By interposition: the preload library defines the function too.
+    #[default]
+    Preload,
+    /// By a jump that was written over the function's first bytes.
+    Inline,
+}
+
+/// A function whose calls could not be seen, or not all of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Refused {
+    /// What it is to ttalloc.
+    pub role: String,
+    /// Its mangled name.
+    pub symbol: String,
+    /// Why it was not patched.
+    pub reason: String,
+    /// Whether the calls that other libraries make were seen.
+    pub interposed: bool,
 }
 
 /// A mesh that was opened.
@@ -329,7 +360,8 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
                     path: runtime.path.clone(),
                     build_id: runtime.build_id.clone(),
                     era: era.map(|era| era.letter().to_owned()),
-                    hooks: hooks(runtime, era, calls(number)),
+                    hooks: hooks(books, runtime, era, calls(number)),
+                    refused: refused(books),
                 }
             }),
         });
@@ -348,11 +380,18 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
     processes
 }
 
-fn hooks(runtime: &crate::ledger::Runtime, era: Option<Era>, calls: Option<Vec<u64>>) -> Vec<Hook> {
+fn hooks(
+    books: &Books,
+    runtime: &crate::ledger::Runtime,
+    era: Option<Era>,
+    calls: Option<Vec<u64>>,
+) -> Vec<Hook> {
     let Some(era) = era else { return Vec::new() };
     let hooked = |index: usize| {
         let symbol = &SYMBOLS[index];
-        symbol.usage == Use::Hook && symbol.eras.contains(era)
+        let is_seen = books.patched.contains(index)
+            || books.refused.get(&index).is_none_or(|refused| refused.interposed);
+        symbol.usage == Use::Hook && symbol.eras.contains(era) && is_seen
     };
     runtime
         .symbols
@@ -362,8 +401,76 @@ fn hooks(runtime: &crate::ledger::Runtime, era: Option<Era>, calls: Option<Vec<u
             role: symbol.role.to_owned(),
             symbol: symbol.name.to_owned(),
             calls: calls.as_ref().and_then(|calls| calls.get(index)).copied(),
+            engine: match books.patched.contains(index) {
+                true => HookEngine::Inline,
+                false => HookEngine::Preload,
+            },
         })
         .collect()
+}
+
+fn refused(books: &Books) -> Vec<Refused> {
+    let describe = |(&index, refused): (&usize, &crate::ledger::Refused)| {
+        let symbol = SYMBOLS.get(index)?;
+        Some(Refused {
+            role: symbol.role.to_owned(),
+            symbol: symbol.name.to_owned(),
+            reason: format!("the function {}", refused.why),
+            interposed: refused.interposed,
+        })
+    };
+    books.refused.iter().filter_map(describe).collect()
+}
+
+/// What is missing in a process's figures because of functions that could not be patched: a sentence for
+/// each reason.
+fn unseen(who: &str, books: &Books) -> Vec<String> {
+    let path = books.runtime.as_ref().map_or("", |runtime| &runtime.path);
+    let mut by_reason: BTreeMap<(u32, bool), (Vec<&str>, Vec<&str>)> = BTreeMap::new();
+    for (&index, refused) in &books.refused {
+        let Some(symbol) = SYMBOLS.get(index) else { continue };
+        // It may well be that nobody needs it. But nothing is allocated without these.
+        if refused.why == Refusal::NoCaller && !matches!(symbol.role, "allocate" | "deallocate") {
+            continue;
+        }
+        let reason = (refused.why as u32, refused.interposed);
+        let (roles, costs) = by_reason.entry(reason).or_default();
+        let enter = |list: &mut Vec<_>, entry| {
+            if !list.contains(&entry) {
+                list.push(entry);
+            }
+        };
+        enter(roles, symbol.role);
+        enter(costs, cost(symbol.role));
+    }
+    let sentence = |((why, interposed), (roles, costs)): ((u32, bool), (Vec<&str>, Vec<&str>))| {
+        let calls = if interposed { "calls from within the library of" } else { "calls of" };
+        let (roles, costs) = (roles.join(", "), costs.join(", "));
+        let why = Refusal::from_number(why)?;
+        Some(format!(
+            "{calls} {roles} were not seen in {who} ({path}): the function {why}. So {costs}"
+        ))
+    };
+    by_reason.into_iter().filter_map(sentence).collect()
+}
+
+/// What is missing when a role's calls are.
+fn cost(role: &str) -> &'static str {
+    match role {
+        "allocate" => "allocations are missing",
+        "deallocate" => "what was freed still counts as allocated",
+        "deallocate_all" | "clear" | "allocator_end" => {
+            "what was let go all at once may still count as allocated"
+        }
+        "create" => "allocations may lack their size and type",
+        "create_at_address" => "buffers made at a given address are missing",
+        "view" => "views may be taken for memory of their own",
+        "mesh_open" | "mesh_impl_open" => "devices are known only once something is allocated",
+        "mesh_close" | "mesh_impl_close" | "device_close" => {
+            "what was left at close may be unknown"
+        }
+        _ => "what it tells is missing",
+    }
 }
 
 fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
@@ -395,9 +502,14 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
             None => "a process that was not announced".to_owned(),
         };
         match &books.runtime {
-            Some(runtime) if runtime.era.is_none() => problems.push(not_recognised(&who, runtime)),
+            Some(runtime) if runtime.era.is_none() => {
+                problems.push(not_recognised(&who, runtime, &books.refused));
+            }
             Some(_) if books.identity.is_some() => {}
             _ => problems.push(format!("{who} did not tell its runtime")),
+        }
+        if books.runtime.as_ref().is_some_and(|runtime| runtime.era.is_some()) {
+            problems.extend(unseen(&who, books));
         }
     }
     for pid in &run.still_running {
@@ -418,7 +530,20 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
 }
 
 /// Why a runtime could not be tracked.
-fn not_recognised(who: &str, runtime: &crate::ledger::Runtime) -> String {
+fn not_recognised(
+    who: &str,
+    runtime: &crate::ledger::Runtime,
+    refused: &BTreeMap<usize, crate::ledger::Refused>,
+) -> String {
+    let is_whole = |refused: &&crate::ledger::Refused| {
+        matches!(refused.why, Refusal::Stripped | Refusal::File)
+    };
+    if let Some(refused) = refused.values().find(is_whole) {
+        return format!(
+            "{who} was not tracked: its tt-metal ({}) is called directly, and each function {}; use a build that is not stripped, or tt-metal's shared library",
+            runtime.path, refused.why
+        );
+    }
     let missing: Vec<_> = match Era::of(&runtime.symbols) {
         Some(era) => runtime.symbols.missing(era).collect(),
         None => vec!["allocate", "create_at_address"],

@@ -2,13 +2,14 @@
 //! to them arrive here first, writes down what they do, and passes them on.
 //!
 //! It lives in somebody else's process, and therefore
-//! * does nothing at all until the program calls tt-metal, but copy one environment variable;
-//! * opens nothing but the ring, prints nothing, starts no thread, installs no handler;
+//! * does nothing at all until the program calls tt-metal, but copy two environment variables, and under
+//!   a launcher look for tt-metal in each library that is loaded;
+//! * opens nothing but the ring and the file that has tt-metal in it, prints nothing, starts no thread, installs no handler;
 //! * lets C++ exceptions through, and keeps `errno`;
 //! * becomes a plain forward when there is no ring, the launcher is gone, or the runtime is not one
 //!   that it knows.
 //!
-//! `hooks` has what is hooked, `calls` what is asked of the runtime, `session` the way to the launcher,
+//! `inline` patches the functions whose calls can't be interposed; `hooks` has what is hooked, `calls` what is asked of the runtime, `session` the way to the launcher,
 //! `runtime` what was found in the program, and `elf` how it is found.
 
 #[cfg(not(panic = "unwind"))]
@@ -17,6 +18,7 @@ compile_error!("C++ exceptions pass through these functions: build with panic = 
 mod calls;
 mod elf;
 mod hooks;
+mod inline;
 mod runtime;
 mod session;
 

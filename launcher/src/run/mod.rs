@@ -15,9 +15,9 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ttalloc_ring::RING_VARIABLE;
 use ttalloc_ring::clock::now_ns;
 use ttalloc_ring::ring::{Consumer, DEFAULT_SLOTS};
+use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
 
 use self::destination::Destination;
 use self::program::ProgramError;
@@ -47,6 +47,8 @@ pub struct Options {
     pub command: Vec<OsString>,
     /// Where the report goes (`-`: standard output); None for no report.
     pub report: Option<PathBuf>,
+    /// How calls are seen.
+    pub engine: Engine,
 }
 
 /// A run that took place.
@@ -124,7 +126,8 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     command
         .args(&options.command[1..])
         .env(PRELOAD_VARIABLE, preload(&library))
-        .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.path());
+        .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.path())
+        .env(OsStr::new(ENGINE_VARIABLE.to_str().unwrap_or_default()), options.engine.name());
     signals.pass_on(&mut command);
     let (started, started_ns) = (jiff::Timestamp::now(), now_ns());
     let child = command.spawn().map_err(|why| {

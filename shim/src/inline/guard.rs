@@ -1,0 +1,247 @@
+//! The way into a hook from callers that know the function they call: gcc's `-fipa-ra` lets them keep
+//! values in registers that a call usually spoils, if the function doesn't touch them.
+//!
+//! The guard saves all such registers, calls the hook with a copy of the arguments on the stack, and
+//! restores them but `rax`, which holds the result. It has unwind data, so that exceptions pass: then
+//! nothing needs restoring, since no caller relies on these registers where it catches.
+
+use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::arch::{asm, global_asm};
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+/// What the guard has to know of a hook. Its layout is that which the assembly below reads.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Guarded {
+    /// The hook.
+    pub hook: *const c_void,
+    /// Words of its arguments that lie on the stack.
+    pub stack_words: usize,
+}
+
+/// The parts of the processor's state that hold vector and mask registers (Intel's manual, volume 1,
+/// 13.1): SSE, AVX, the masks, and two of AVX-512.
+const VECTORS: u32 = 0b1110_0110;
+/// Those beyond what SSE has: if none is in use, the sixteen xmm registers are all there is.
+const WIDE: u32 = 0b1110_0100;
+
+/// How to find out whether wide registers are in use: [`NEVER`], [`ASK`] or [`ALWAYS`].
+static WIDTH: AtomicU32 = AtomicU32::new(ALWAYS);
+/// They can't be: the system doesn't know them.
+const NEVER: u32 = 0;
+/// XGETBV with 1 tells.
+const ASK: u32 = 1;
+/// Nothing tells.
+const ALWAYS: u32 = 2;
+/// The bytes that XSAVE writes for [`VECTORS`], in its standard format.
+static AREA: AtomicUsize = AtomicUsize::new(0);
+
+unsafe extern "C" {
+    /// Where [`Guarded`] functions enter, with a pointer to it on the stack, before the return address.
+    pub fn ttalloc_guard();
+    /// The place of a word in every thread's storage where the guard puts `rax`: its distance from the
+    /// thread's pointer, in bytes.
+    fn ttalloc_guard_rax() -> isize;
+}
+
+/// Code that gives the original function the `rax` that the hook's caller had, which a function that
+/// returns nothing may leave alone: `mov rax, fs:[…]`.
+pub fn restore_rax() -> Option<[u8; 9]> {
+    // SAFETY: reads a word of the global offset table.
+    let place = i32::try_from(unsafe { ttalloc_guard_rax() }).ok()?;
+    let [a, b, c, d] = place.to_le_bytes();
+    Some([0x64, 0x48, 0x8b, 0x04, 0x25, a, b, c, d])
+}
+
+/// Looks at what the processor has. To be called before any function is guarded.
+pub fn prepare() {
+    const OSXSAVE: u32 = 1 << 27;
+    const XGETBV_1: u32 = 1 << 2;
+    let leaf = __cpuid(1);
+    if leaf.ecx & OSXSAVE == 0 {
+        WIDTH.store(NEVER, Ordering::Relaxed);
+        return;
+    }
+    let (enabled, high): (u32, u32);
+    // SAFETY: the system has enabled XGETBV.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") enabled, out("edx") high, options(nomem, nostack));
+    }
+    let _ = high;
+    if enabled & WIDE == 0 {
+        WIDTH.store(NEVER, Ordering::Relaxed);
+        return;
+    }
+    // The legacy region and the header; then each part where the processor has it.
+    let mut area = 576;
+    for part in 2..8 {
+        if enabled & VECTORS & 1 << part != 0 {
+            let place = __cpuid_count(0xd, part);
+            area = area.max((place.ebx + place.eax) as usize);
+        }
+    }
+    AREA.store(area.next_multiple_of(64), Ordering::Relaxed);
+    let tells = __cpuid_count(0xd, 1).eax & XGETBV_1 != 0;
+    WIDTH.store(if tells { ASK } else { ALWAYS }, Ordering::Relaxed);
+}
+
+global_asm!(
+    ".pushsection .tbss.ttalloc_guard_slot,\"awT\",@nobits",
+    ".balign 8",
+    "ttalloc_guard_slot: .zero 8",
+    ".popsection",
+    ".pushsection .text.ttalloc_guard,\"ax\",@progbits",
+    ".balign 16",
+    ".hidden ttalloc_guard_rax",
+    ".globl ttalloc_guard_rax",
+    ".type ttalloc_guard_rax,@function",
+    "ttalloc_guard_rax:",
+    ".cfi_startproc",
+    "mov rax, qword ptr [rip + ttalloc_guard_slot@GOTTPOFF]",
+    "ret",
+    ".cfi_endproc",
+    ".size ttalloc_guard_rax, . - ttalloc_guard_rax",
+    ".balign 16",
+    ".hidden ttalloc_guard",
+    ".globl ttalloc_guard",
+    ".type ttalloc_guard,@function",
+    "ttalloc_guard:",
+    ".cfi_startproc",
+    // [rsp]: the Guarded; [rsp + 8]: the return address; then the arguments on the stack.
+    ".cfi_def_cfa rsp, 16",
+    "push rbp",
+    ".cfi_def_cfa_offset 24",
+    ".cfi_offset rbp, -24",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "push rax", // rbp - 8, later the result
+    "push rcx", // rbp - 16
+    "push rdx", // rbp - 24
+    "push rsi", // rbp - 32
+    "push rdi", // rbp - 40
+    "push r8",  // rbp - 48
+    "push r9",  // rbp - 56
+    "push r10", // rbp - 64
+    "push r11", // rbp - 72
+    "mov rcx, qword ptr [rip + ttalloc_guard_slot@GOTTPOFF]",
+    "mov qword ptr fs:[rcx], rax",
+    "sub rsp, 24", // rbp - 80: whether XSAVE was used; rbp - 88: where
+    "mov eax, dword ptr [rip + {width}]",
+    "test eax, eax",
+    "jz 2f",
+    "cmp eax, 1",
+    "jne 1f",
+    "mov ecx, 1",
+    "xgetbv",
+    "test eax, {wide}",
+    "jz 2f",
+    // All vector and mask registers.
+    "1:",
+    "mov qword ptr [rbp - 80], 1",
+    "sub rsp, qword ptr [rip + {area}]",
+    "and rsp, -64",
+    "xor eax, eax",
+    // The header, of which XSAVE writes no more than it needs.
+    "mov qword ptr [rsp + 512], rax",
+    "mov qword ptr [rsp + 520], rax",
+    "mov qword ptr [rsp + 528], rax",
+    "mov qword ptr [rsp + 536], rax",
+    "mov qword ptr [rsp + 544], rax",
+    "mov qword ptr [rsp + 552], rax",
+    "mov qword ptr [rsp + 560], rax",
+    "mov qword ptr [rsp + 568], rax",
+    "mov eax, {vectors}",
+    "xor edx, edx",
+    "xsave64 [rsp]",
+    "jmp 3f",
+    // The sixteen that SSE has.
+    "2:",
+    "mov qword ptr [rbp - 80], 0",
+    "sub rsp, 256",
+    "and rsp, -64",
+    "movaps xmmword ptr [rsp], xmm0",
+    "movaps xmmword ptr [rsp + 16], xmm1",
+    "movaps xmmword ptr [rsp + 32], xmm2",
+    "movaps xmmword ptr [rsp + 48], xmm3",
+    "movaps xmmword ptr [rsp + 64], xmm4",
+    "movaps xmmword ptr [rsp + 80], xmm5",
+    "movaps xmmword ptr [rsp + 96], xmm6",
+    "movaps xmmword ptr [rsp + 112], xmm7",
+    "movaps xmmword ptr [rsp + 128], xmm8",
+    "movaps xmmword ptr [rsp + 144], xmm9",
+    "movaps xmmword ptr [rsp + 160], xmm10",
+    "movaps xmmword ptr [rsp + 176], xmm11",
+    "movaps xmmword ptr [rsp + 192], xmm12",
+    "movaps xmmword ptr [rsp + 208], xmm13",
+    "movaps xmmword ptr [rsp + 224], xmm14",
+    "movaps xmmword ptr [rsp + 240], xmm15",
+    "3:",
+    "mov qword ptr [rbp - 88], rsp",
+    // The arguments that lie on the stack, the last first.
+    "mov r10, qword ptr [rbp + 8]",
+    "mov rcx, qword ptr [r10 + 8]",
+    "lea rax, [rcx * 8]",
+    "sub rsp, rax",
+    "and rsp, -16",
+    "4:",
+    "test rcx, rcx",
+    "jz 5f",
+    "mov rax, qword ptr [rbp + 16 + rcx * 8]",
+    "mov qword ptr [rsp + rcx * 8 - 8], rax",
+    "dec rcx",
+    "jmp 4b",
+    "5:",
+    "mov rcx, qword ptr [rbp - 16]",
+    "mov rdx, qword ptr [rbp - 24]",
+    "call qword ptr [r10]",
+    "mov qword ptr [rbp - 8], rax",
+    "mov rsp, qword ptr [rbp - 88]",
+    "cmp qword ptr [rbp - 80], 0",
+    "je 6f",
+    "mov eax, {vectors}",
+    "xor edx, edx",
+    "xrstor64 [rsp]",
+    "jmp 7f",
+    "6:",
+    "movaps xmm0, xmmword ptr [rsp]",
+    "movaps xmm1, xmmword ptr [rsp + 16]",
+    "movaps xmm2, xmmword ptr [rsp + 32]",
+    "movaps xmm3, xmmword ptr [rsp + 48]",
+    "movaps xmm4, xmmword ptr [rsp + 64]",
+    "movaps xmm5, xmmword ptr [rsp + 80]",
+    "movaps xmm6, xmmword ptr [rsp + 96]",
+    "movaps xmm7, xmmword ptr [rsp + 112]",
+    "movaps xmm8, xmmword ptr [rsp + 128]",
+    "movaps xmm9, xmmword ptr [rsp + 144]",
+    "movaps xmm10, xmmword ptr [rsp + 160]",
+    "movaps xmm11, xmmword ptr [rsp + 176]",
+    "movaps xmm12, xmmword ptr [rsp + 192]",
+    "movaps xmm13, xmmword ptr [rsp + 208]",
+    "movaps xmm14, xmmword ptr [rsp + 224]",
+    "movaps xmm15, xmmword ptr [rsp + 240]",
+    "7:",
+    "lea rsp, [rbp - 72]",
+    "pop r11",
+    "pop r10",
+    "pop r9",
+    "pop r8",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop rcx",
+    "pop rax",
+    "pop rbp",
+    ".cfi_def_cfa rsp, 16",
+    ".cfi_restore rbp",
+    "lea rsp, [rsp + 8]",
+    ".cfi_def_cfa_offset 8",
+    "ret",
+    ".cfi_endproc",
+    ".size ttalloc_guard, . - ttalloc_guard",
+    ".popsection",
+    width = sym WIDTH,
+    area = sym AREA,
+    vectors = const VECTORS,
+    wide = const WIDE,
+);
