@@ -259,10 +259,9 @@ fn settle(object: &Object, loading: bool) -> bool {
             _ if !name.starts_with(b"_Z") => {}
             _ => {
                 let index = SYMBOLS.iter().position(|symbol| symbol.name.as_bytes() == name);
-                if let Some(found) = index.and_then(|index| found.get_mut(index)) {
-                    if found.address == 0 {
-                        *found = Found { address, size, ..Found::default() };
-                    }
+                let found = index.and_then(|index| found.get_mut(index));
+                if let Some(found) = found.filter(|found| found.address == 0) {
+                    *found = Found { address, size, ..Found::default() };
                 }
             }
         };
