@@ -546,7 +546,12 @@ fn not_recognised(
     }
     let missing: Vec<_> = match Era::of(&runtime.symbols) {
         Some(era) => runtime.symbols.missing(era).collect(),
-        None => vec!["allocate", "create_at_address"],
+        None => {
+            let roles = ["allocate", "create_at_address"];
+            let is_there = |role| runtime.symbols.iter().any(|(_, symbol)| symbol.role == role);
+            let missing: Vec<_> = roles.into_iter().filter(|role| !is_there(role)).collect();
+            if missing.is_empty() { roles.to_vec() } else { missing }
+        }
     };
     let why = match missing.as_slice() {
         [] => "has no MeshDevice of the expected layout".to_owned(),

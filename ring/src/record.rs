@@ -352,6 +352,8 @@ refusals! {
     Protected = 14 "can't be changed: the system protects its code",
     /// Other threads might be running its code.
     Threads = 15 "was found when other threads were running, which might be in it",
+    /// It ignores an argument that is needed.
+    Argument = 17 "ignores an argument that is needed here, and that its callers may then leave out",
     /// Someone else patched it, or a debugger's breakpoint lies there.
     Changed = 16 "was changed since it was loaded, by a debugger perhaps",
 }

@@ -52,6 +52,7 @@ macro_rules! hook {
                         hook: patched as *const std::ffi::c_void,
                         stack_words: inline::stack_words(&[$(mem::size_of::<$type>() / 8),+]),
                     },
+                    words: 0 $(+ mem::size_of::<$type>() / 8)+,
                 };
             }
         };

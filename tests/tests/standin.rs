@@ -62,6 +62,7 @@ const OTHER_BUILD_CASES: &[(&str, Case)] = &[
     ("lto_library", lto_library),
     ("inline_where_not_needed", inline_where_not_needed),
     ("preload_where_not_enough", preload_where_not_enough),
+    ("ignored_arguments", ignored_arguments),
     ("patched_without_ring", patched_without_ring),
     ("patched_and_interposed", patched_and_interposed),
 ];
@@ -545,6 +546,24 @@ fn preload_where_not_enough(compiler: &Compiler, era: Era) {
         let runtime = report.processes[0].runtime.as_ref().unwrap();
         assert!(runtime.hooks.is_empty(), "{:?}", runtime.hooks);
     }
+}
+
+/// A function that ignores what its hook needs to know is refused: callers need not pass that. The rest
+/// is tracked.
+fn ignored_arguments(compiler: &Compiler, era: Era) {
+    let options = ["-O2", "-fvisibility=hidden", "-DIGNORES_ITS_MESH"];
+    let program = standin(compiler, era, &options).whole_program("storm", &[]);
+    let run = run(&program, |_| {});
+    assert_eq!(run.report().exit, Exit::Code(0), "{}", run.describe());
+    let runtime = run.report().processes[0].runtime.as_ref().unwrap();
+    let ignoring = runtime.refused.iter().filter(|one| one.reason.contains("ignores an argument"));
+    let roles: BTreeSet<_> = ignoring.map(|one| &*one.role).collect();
+    assert_eq!(roles, BTreeSet::from(["mesh_impl_close", "mesh_impl_open"]));
+    let problems = run.report().integrity.problems.join("\n");
+    assert!(problems.contains("calls of mesh_impl_open, mesh_impl_close"), "{problems}");
+    let calls = &lines_of_books(&run.output)[0]["calls"];
+    let found = calls_of(&run.report().processes[0], "allocate");
+    assert_eq!(found, calls["allocate"].as_u64());
 }
 
 /// Without a launcher nothing is touched, whatever the engine.

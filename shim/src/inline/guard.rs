@@ -245,3 +245,190 @@ global_asm!(
     vectors = const VECTORS,
     wide = const WIDE,
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // `probe(hook, words, results)` calls the guard with every register that a call may spoil set to a
+    // value of its own, and nine arguments, and writes what they are afterwards. `probe_original` stands
+    // for a function that returns nothing and leaves `rax` alone: it is entered through what
+    // `restore_rax` gives.
+    global_asm!(
+        ".pushsection .text.ttalloc_guard_test,\"ax\",@progbits",
+        ".globl ttalloc_test_probe",
+        ".hidden ttalloc_test_probe",
+        "ttalloc_test_probe:",
+        ".cfi_startproc",
+        "push rbx",
+        ".cfi_def_cfa_offset 16",
+        ".cfi_offset rbx, -16",
+        "push rbp",
+        ".cfi_def_cfa_offset 24",
+        ".cfi_offset rbp, -24",
+        "mov rbp, rsp",
+        ".cfi_def_cfa_register rbp",
+        "push rdi", // rbp - 8: the Guarded
+        "push rsi", // rbp - 16: the results
+        "push rdx", // rbp - 24: whether to use wide registers
+        "sub rsp, 8",
+        "test rdx, rdx",
+        "jz 2f",
+        "mov rax, 0x5151515151515151",
+        "vmovq xmm3, rax",
+        "vpunpcklqdq xmm3, xmm3, xmm3",
+        "vinsertf128 ymm3, ymm3, xmm3, 1",
+        "2:",
+        "mov rax, 0x1515151515151515",
+        "movq xmm15, rax",
+        "movq xmm0, rax",
+        "push 109",
+        "push 108",
+        "push 107",
+        "mov edi, 101",
+        "mov esi, 102",
+        "mov edx, 103",
+        "mov ecx, 104",
+        "mov r8d, 105",
+        "mov r9d, 106",
+        "mov r10d, 110",
+        "mov r11d, 111",
+        "mov eax, 112",
+        "lea rbx, [rip + 3f]",
+        "push rbx",
+        "push qword ptr [rbp - 8]",
+        "jmp ttalloc_guard",
+        "3:",
+        "mov rbx, qword ptr [rbp - 16]",
+        "mov [rbx], rdi",
+        "mov [rbx + 8], rsi",
+        "mov [rbx + 16], rdx",
+        "mov [rbx + 24], rcx",
+        "mov [rbx + 32], r8",
+        "mov [rbx + 40], r9",
+        "mov [rbx + 48], r10",
+        "mov [rbx + 56], r11",
+        "mov [rbx + 64], rax",
+        "movq [rbx + 72], xmm15",
+        "movq [rbx + 80], xmm0",
+        "cmp qword ptr [rbp - 24], 0",
+        "jz 4f",
+        "vextractf128 xmm3, ymm3, 1",
+        "vmovq [rbx + 88], xmm3",
+        "vzeroupper",
+        "4:",
+        "lea rsp, [rbp]",
+        "pop rbp",
+        ".cfi_def_cfa rsp, 16",
+        "pop rbx",
+        ".cfi_def_cfa_offset 8",
+        "ret",
+        ".cfi_endproc",
+        ".popsection",
+    );
+
+    unsafe extern "C-unwind" {
+        fn ttalloc_test_probe(hook: *const Guarded, results: *mut u64, wide: u64);
+    }
+
+    /// Spoils what a hook may spoil, and returns the sum of its arguments in other weights.
+    #[expect(clippy::too_many_arguments, reason = "three of them lie on the stack")]
+    extern "C-unwind" fn spoil(
+        a: u64,
+        b: u64,
+        c: u64,
+        d: u64,
+        e: u64,
+        f: u64,
+        g: u64,
+        h: u64,
+        i: u64,
+    ) -> u64 {
+        assert!(std::ptr::from_ref(&a).is_aligned());
+        let zero = [0_u8; 256];
+        // SAFETY: all of these may be spoiled by any function.
+        unsafe {
+            asm!(
+                "movdqu xmm0, [{zero}]", "movdqu xmm15, [{zero}]", "xor r10d, r10d",
+                "xor r11d, r11d", zero = in(reg) zero.as_ptr(),
+                out("xmm0") _, out("xmm15") _, out("r10") _, out("r11") _,
+            );
+            if std::is_x86_feature_detected!("avx") {
+                asm!("vzeroall", out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                    out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _, out("xmm8") _,
+                    out("xmm9") _, out("xmm10") _, out("xmm11") _, out("xmm12") _,
+                    out("xmm13") _, out("xmm14") _, out("xmm15") _);
+            }
+        }
+        [a, b, c, d, e, f, g, h, i].iter().zip(1..).map(|(value, weight)| value * weight).sum()
+    }
+
+    fn probe(hook: *const c_void, wide: bool) -> [u64; 12] {
+        let guarded = Guarded { hook, stack_words: 3 };
+        let mut results = [0; 12];
+        // SAFETY: the hook takes nine words, of which three lie on the stack, and there is room for
+        // twelve results.
+        unsafe { ttalloc_test_probe(&raw const guarded, results.as_mut_ptr(), wide.into()) };
+        results
+    }
+
+    /// What each register holds if nothing but `rax` is changed.
+    fn kept(rax: u64, wide: bool) -> [u64; 12] {
+        let vector = 0x1515_1515_1515_1515;
+        let upper = if wide { 0x5151_5151_5151_5151 } else { 0 };
+        [101, 102, 103, 104, 105, 106, 110, 111, rax, vector, vector, upper]
+    }
+
+    #[test]
+    fn the_callers_registers_are_kept_and_all_arguments_arrive() {
+        prepare();
+        let sum = (1..=9).map(|weight| (100 + weight) * weight).sum();
+        let hook = spoil as *const c_void;
+        assert_eq!(probe(hook, false), kept(sum, false));
+        if std::is_x86_feature_detected!("avx") {
+            assert_eq!(probe(hook, true), kept(sum, true));
+            // However it was found out what has to be kept.
+            for width in [ALWAYS, ASK] {
+                WIDTH.store(width, Ordering::Relaxed);
+                assert_eq!(probe(hook, true), kept(sum, true));
+                assert_eq!(probe(hook, false), kept(sum, false));
+            }
+            prepare();
+        }
+    }
+
+    #[test]
+    fn a_function_without_a_result_gets_the_callers_rax() {
+        prepare();
+        extern "C-unwind" fn hook() -> u64 {
+            let code = restore_rax().unwrap();
+            let size = 4096;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: a new mapping, written within its size, made code, called as what it is, unmapped.
+            unsafe {
+                let page = libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0);
+                assert_ne!(page, libc::MAP_FAILED);
+                let bytes = page.cast::<u8>();
+                bytes.copy_from_nonoverlapping(code.as_ptr(), code.len());
+                bytes.add(code.len()).write(0xc3);
+                assert_eq!(libc::mprotect(page, size, libc::PROT_READ | libc::PROT_EXEC), 0);
+                let original: extern "C" fn() -> u64 = std::mem::transmute(page);
+                let rax = original();
+                libc::munmap(page, size);
+                rax
+            }
+        }
+        assert_eq!(probe(hook as *const c_void, false), kept(112, false));
+    }
+
+    #[test]
+    fn a_panic_passes_as_an_exception_does() {
+        prepare();
+        extern "C-unwind" fn hook() -> u64 {
+            std::panic::resume_unwind(Box::new(7))
+        }
+        let thrown = std::panic::catch_unwind(|| probe(hook as *const c_void, false)).unwrap_err();
+        assert_eq!(thrown.downcast_ref(), Some(&7));
+    }
+}

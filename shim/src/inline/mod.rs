@@ -9,6 +9,7 @@
 //!
 //! Nothing is looked at without a launcher, and no file is opened unless the runtime is found.
 
+mod arguments;
 mod decode;
 mod file;
 mod guard;
@@ -38,6 +39,8 @@ pub struct Entry {
     pub index: usize,
     /// Itself, and its arguments on the stack.
     pub guarded: Guarded,
+    /// The words of all its arguments.
+    pub words: usize,
 }
 
 // SAFETY: the pointer is a function's.
@@ -340,6 +343,9 @@ fn settle(object: &Object, loading: bool) -> bool {
     }
     guard::prepare();
     let memory = |address: usize| object.constant(address);
+    let code_from = |address: usize| {
+        object.code().find_map(|code| code.get(address.checked_sub(code.as_ptr() as usize)?..))
+    };
     let mut plans: Vec<(usize, Result<Plan, Refusal>)> = Vec::new();
     let mut aliases: Vec<(usize, usize)> = Vec::new();
     for &index in &wanted {
@@ -360,6 +366,11 @@ fn settle(object: &Object, loading: bool) -> bool {
         let plan = code_of(object, file.as_ref(), address, size).and_then(|code| {
             let plan = decode::plan(code, address, &memory)?;
             let end = plan.at + plan.moved.1 - address;
+            let words = hooks::ENTRIES.iter().find(|entry| entry.index == index);
+            let words = words.map_or(0, |entry| entry.words);
+            if !arguments::are_used(SYMBOLS[index].role, words, address, &code_from) {
+                return Err(Refusal::Argument);
+            }
             match references.jumps_inside {
                 Some(lowest) if lowest < end => Err(Refusal::Target),
                 _ => Ok(plan),
