@@ -293,6 +293,12 @@ impl Stub {
         self.push(&target.to_le_bytes())
     }
 
+    /// Adds a jump to the address that stands at `place`.
+    #[cfg(feature = "frida-gum")]
+    pub fn jump_at(&mut self, place: usize) -> Result<(), Refusal> {
+        self.push_with_operand(&[0xff, 0x25, 0, 0, 0, 0], 2, place)
+    }
+
     /// Adds code that pushes a word and jumps, and changes no register: `push [rip + 6]`,
     /// `jmp [rip + 8]`, and both words.
     pub fn push_and_jump(&mut self, word: u64, target: u64) -> Result<(), Refusal> {

@@ -247,6 +247,7 @@ global_asm!(
 );
 
 #[cfg(test)]
+#[expect(clippy::multiple_unsafe_ops_per_block, reason = "what belongs together stands together")]
 mod tests {
     use super::*;
 

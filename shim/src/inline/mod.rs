@@ -12,6 +12,8 @@
 mod arguments;
 mod decode;
 mod file;
+#[cfg(feature = "frida-gum")]
+mod frida;
 mod guard;
 mod patch;
 mod scan;
@@ -404,7 +406,7 @@ fn settle(object: &Object, loading: bool) -> bool {
     // From the first jump on hooks may be called, so all that they need is there before.
     runtime::publish(runtime);
     for (index, one) in prepared {
-        ORIGINALS[index].store(one.original, Ordering::Release);
+        ORIGINALS[index].store(one.original(), Ordering::Release);
         // Calls of the function's other names come here too.
         let names = aliases.iter().filter(|(first, _)| *first == index).map(|(_, alias)| *alias);
         let names: Vec<usize> = names.chain([index]).collect();

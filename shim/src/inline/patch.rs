@@ -12,6 +12,8 @@ const PAGE: usize = 4096;
 /// What one function has at most: a way into its hook, and its first instructions.
 const SLOT: usize = 256;
 const ENTRY: usize = 64;
+/// What stays writable at a mapping's end: a word for each function where Frida writes the jumps.
+const DATA: usize = if cfg!(feature = "frida-gum") { PAGE } else { 0 };
 /// How far a jump reaches, with some to spare for the object's own size.
 const REACH: usize = 0x7000_0000;
 
@@ -51,7 +53,7 @@ impl Near {
                     return Ok(Near { start: start as usize, size, used: 0 });
                 }
                 // SAFETY: the mapping that was just made; nobody knows it.
-                unsafe { libc::munmap(start, size) };
+                unsafe { libc::munmap(start, size + DATA) };
             }
             distance += distance / 4 / PAGE * PAGE + PAGE;
         }
@@ -77,6 +79,16 @@ impl Near {
             original.push(&guard::restore_rax().ok_or(Refusal::Reach)?)?;
         }
         plan.write(&mut original)?;
+        #[cfg(feature = "frida-gum")]
+        let way_past = self.start + self.size + self.used / SLOT * size_of::<usize>();
+        #[cfg(feature = "frida-gum")]
+        {
+            original = Stub::at(slot + ENTRY);
+            if plan.guarded {
+                original.push(&guard::restore_rax().ok_or(Refusal::Reach)?)?;
+            }
+            original.jump_at(way_past)?;
+        }
         for (at, stub) in [(slot, &entry), (slot + ENTRY, &original)] {
             let code = stub.code();
             // SAFETY: inside this mapping, which is still writable and known to nobody: a stub has less
@@ -84,7 +96,13 @@ impl Near {
             unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), at as *mut u8, code.len()) };
         }
         self.used += SLOT;
-        Ok(Prepared { plan: *plan, entry: slot, original: slot + ENTRY })
+        Ok(Prepared {
+            plan: *plan,
+            entry: slot,
+            original: slot + ENTRY,
+            #[cfg(feature = "frida-gum")]
+            way_past,
+        })
     }
 
     /// Makes code of it.
@@ -99,10 +117,18 @@ pub struct Prepared {
     /// The way into its hook.
     entry: usize,
     /// The way past the jump.
-    pub original: usize,
+    original: usize,
+    /// Where the address of Frida's way past it is to stand.
+    #[cfg(feature = "frida-gum")]
+    way_past: usize,
 }
 
 impl Prepared {
+    /// Where the original function goes on.
+    pub fn original(&self) -> usize {
+        self.original
+    }
+
     /// Writes the jump over the function of `object`. Nothing may be running there.
     pub fn patch(&self, object: &Object) -> Result<(), Refusal> {
         let at = self.plan.at;
@@ -112,6 +138,24 @@ impl Prepared {
         if expected.get(..length) != Some(found) {
             return Err(Refusal::Changed);
         }
+        #[cfg(feature = "frida-gum")]
+        return self.replace(object);
+        #[cfg(not(feature = "frida-gum"))]
+        self.jump(object)
+    }
+
+    /// Has Frida write the jump, and the way past it.
+    #[cfg(feature = "frida-gum")]
+    fn replace(&self, _: &Object) -> Result<(), Refusal> {
+        let original = super::frida::replace(self.plan.at, self.entry)?;
+        // SAFETY: this function's word of the mapping's last page, which stays writable.
+        unsafe { (self.way_past as *mut usize).write(original) };
+        Ok(())
+    }
+
+    #[cfg_attr(feature = "frida-gum", expect(dead_code, reason = "Frida writes the jump"))]
+    fn jump(&self, object: &Object) -> Result<(), Refusal> {
+        let at = self.plan.at;
         let distance = (self.entry as i64).wrapping_sub((at + JUMP) as i64);
         let distance = i32::try_from(distance).map_err(|_| Refusal::Reach)?;
         let start = at / PAGE * PAGE;
