@@ -426,32 +426,41 @@ fn refused(books: &Books) -> Vec<Refused> {
 /// each reason.
 fn unseen(who: &str, books: &Books) -> Vec<String> {
     let path = books.runtime.as_ref().map_or("", |runtime| &runtime.path);
-    let mut by_reason: BTreeMap<(u32, bool), (Vec<&str>, Vec<&str>)> = BTreeMap::new();
+    let mut reasons: Vec<Unseen> = Vec::new();
     for (&index, refused) in &books.refused {
         let Some(symbol) = SYMBOLS.get(index) else { continue };
         // It may well be that nobody needs it. But nothing is allocated without these.
         if refused.why == Refusal::NoCaller && !matches!(symbol.role, "allocate" | "deallocate") {
             continue;
         }
-        let reason = (refused.why as u32, refused.interposed);
-        let (roles, costs) = by_reason.entry(reason).or_default();
-        let enter = |list: &mut Vec<_>, entry| {
-            if !list.contains(&entry) {
-                list.push(entry);
+        let known = reasons.iter_mut().find(|one| one.refused == *refused);
+        let roles = match known {
+            Some(one) => &mut one.roles,
+            None => {
+                reasons.push(Unseen { refused: *refused, roles: Vec::new() });
+                let Some(one) = reasons.last_mut() else { continue };
+                &mut one.roles
             }
         };
-        enter(roles, symbol.role);
-        enter(costs, cost(symbol.role));
+        if !roles.contains(&symbol.role) {
+            roles.push(symbol.role);
+        }
     }
-    let sentence = |((why, interposed), (roles, costs)): ((u32, bool), (Vec<&str>, Vec<&str>))| {
-        let calls = if interposed { "calls from within the library of" } else { "calls of" };
-        let (roles, costs) = (roles.join(", "), costs.join(", "));
-        let why = Refusal::from_number(why)?;
-        Some(format!(
-            "{calls} {roles} were not seen in {who} ({path}): the function {why}. So {costs}"
-        ))
+    let sentence = |one: Unseen| {
+        let whose =
+            if one.refused.interposed { "calls from within the library of" } else { "calls of" };
+        let mut costs: Vec<_> = one.roles.iter().map(|role| cost(role)).collect();
+        costs.dedup();
+        let (roles, costs, why) = (one.roles.join(", "), costs.join(", "), one.refused.why);
+        format!("{whose} {roles} were not seen in {who} ({path}): the function {why}. So {costs}")
     };
-    by_reason.into_iter().filter_map(sentence).collect()
+    reasons.into_iter().map(sentence).collect()
+}
+
+/// Roles whose calls are not seen for one reason.
+struct Unseen {
+    refused: crate::ledger::Refused,
+    roles: Vec<&'static str>,
 }
 
 /// What is missing when a role's calls are.
@@ -548,7 +557,8 @@ fn not_recognised(
         Some(era) => runtime.symbols.missing(era).collect(),
         None => {
             let roles = ["allocate", "create_at_address"];
-            let is_there = |role| runtime.symbols.iter().any(|(_, symbol)| symbol.role == role);
+            let is_there =
+                |role: &str| runtime.symbols.iter().any(|(_, symbol)| symbol.role == role);
             let missing: Vec<_> = roles.into_iter().filter(|role| !is_there(role)).collect();
             if missing.is_empty() { roles.to_vec() } else { missing }
         }
