@@ -12,7 +12,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 use ttalloc::demo::cluster::{Arch, Cluster};
 use ttalloc::ledger::MemoryType;
-use ttalloc::report::{Exit, Report};
+use ttalloc::report::{Exit, HookEngine, Report};
 use ttalloc_tests::Run;
 use ttalloc_tests::real::{available, run_python, runtime};
 
@@ -49,10 +49,16 @@ fn cases() -> Vec<Trial> {
                 let Some(cluster) = Cluster::of(arch, chips) else { continue };
                 let with = if counters { "counters" } else { "no_counters" };
                 let name = format!("equal::{release}::{arch:?}_{chips}::{with}").to_lowercase();
-                let case = move || agrees_with_the_runtime(release, era, cluster, counters);
+                let case = move || agrees_with_the_runtime(release, era, cluster, counters, "auto");
                 cases.push(Trial::test(name, case));
             }
         }
+        // No release needs it, but all of their functions can be patched.
+        let case = move || {
+            let cluster = Cluster::of(Arch::Wormhole, 8).ok_or("no such cluster")?;
+            agrees_with_the_runtime(release, era, cluster, true, "inline")
+        };
+        cases.push(Trial::test(format!("patched::{release}"), case));
     }
     cases.push(Trial::test("alone_in_its_process", one_process_a_run));
     cases.push(Trial::test("failed_allocations_are_counted", failures));
@@ -79,8 +85,10 @@ fn agrees_with_the_runtime(
     era: &str,
     cluster: Cluster,
     counters: bool,
+    engine: &str,
 ) -> Result<(), Failed> {
     let run = scenario(release, cluster, &["all"], |command| {
+        command.env("TTALLOC_ENGINE", engine);
         if !counters {
             command.env("TT_METAL_SHM_TRACKING_DISABLED", "1");
         }
@@ -101,6 +109,11 @@ fn agrees_with_the_runtime(
         let found = process.and_then(|process| process.runtime.as_ref()?.era.as_deref());
         if found != Some(era) {
             wrong.push(format!("{at}: era {found:?} instead of {era}"));
+        }
+        let expected = if engine == "inline" { HookEngine::Inline } else { HookEngine::Preload };
+        let hooks = process.and_then(|process| Some(&process.runtime.as_ref()?.hooks));
+        for hook in hooks.into_iter().flatten().filter(|hook| hook.engine != expected) {
+            wrong.push(format!("{at}: {hook:?}"));
         }
     }
     integrity(run.report(), &mut |what| wrong.push(what));
