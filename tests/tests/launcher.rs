@@ -271,15 +271,17 @@ fn the_engine_comes_from_the_option_or_the_environment() {
     let said = |engine: &[&str], variable: Option<&str>| {
         let mut command = launcher(folder.path());
         command.args(["--quiet", "--no-report"]).args(engine);
-        command.args(["sh", "-c", "echo $TTALLOC_ENGINE"]).env_remove("TTALLOC_ENGINE");
+        command.args(["sh", "-c", "echo ${TTALLOC_ENGINE-none}"]).env_remove("TTALLOC_ENGINE");
         command.envs(variable.map(|value| ("TTALLOC_ENGINE", value)));
         finish(&mut command)
     };
     for (engine, variable, expected) in [
-        (&[][..], None, "auto\n"),
+        // Unset, it is auto.
+        (&[][..], None, "none\n"),
+        (&[][..], Some("auto"), "none\n"),
         (&[][..], Some("preload"), "preload\n"),
         (&["--engine", "inline"][..], None, "inline\n"),
-        (&["--engine", "auto"][..], Some("preload"), "auto\n"),
+        (&["--engine", "auto"][..], Some("preload"), "none\n"),
     ] {
         assert_eq!(text(&said(engine, variable).stdout), expected, "{engine:?} {variable:?}");
     }

@@ -126,8 +126,13 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     command
         .args(&options.command[1..])
         .env(PRELOAD_VARIABLE, preload(&library))
-        .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.path())
-        .env(OsStr::new(ENGINE_VARIABLE.to_str().unwrap_or_default()), options.engine.name());
+        .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.path());
+    let variable = OsStr::new(ENGINE_VARIABLE.to_str().unwrap_or_default());
+    match options.engine {
+        // What the preload library does unasked.
+        Engine::Auto => command.env_remove(variable),
+        engine => command.env(variable, engine.name()),
+    };
     signals.pass_on(&mut command);
     let (started, started_ns) = (jiff::Timestamp::now(), now_ns());
     let child = command.spawn().map_err(|why| {
