@@ -333,7 +333,6 @@ mod tests {
     }
 
     /// Spoils what a hook may spoil, and returns the sum of its arguments in other weights.
-    #[expect(clippy::too_many_arguments, reason = "three of them lie on the stack")]
     extern "C-unwind" fn spoil(
         a: u64,
         b: u64,
