@@ -679,12 +679,12 @@ mod tests {
     #[test]
     fn only_a_ring_is_attached() {
         let attach = |path: &str| Producer::attach(Path::new(path)).err().unwrap().to_string();
-        assert_eq!(attach("/dev/null"), "not a ring of version 1");
+        assert_eq!(attach("/dev/null"), format!("not a ring of version {VERSION}"));
         assert!(attach("/proc/self/fd/999999").contains("No such file"));
         assert!(attach("").contains("No such file"));
         let (consumer, _) = ring();
         consumer.shared.header().version.store(0, Ordering::Relaxed);
-        assert_eq!(attach(&consumer.path()), "not a ring of version 1");
+        assert_eq!(attach(&consumer.path()), format!("not a ring of version {VERSION}"));
     }
 
     #[test]
