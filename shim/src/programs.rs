@@ -458,7 +458,9 @@ fn trace(
     // SAFETY: a reference to a MeshTraceId, which is an uint32_t.
     let trace = unsafe { elf::read::<u32>(trace) };
     let body = record::Trace { device: device as u64, trace, step: step as u32 };
-    if step != TraceStep::Begin {
+    // A capture is over even if making the trace of it fails, as it does if that is too large.
+    let comes_first = matches!(step, TraceStep::End | TraceStep::Release);
+    if comes_first {
         recorder.write(&body);
     }
     let result = HERE.with(|here| {
@@ -466,7 +468,7 @@ fn trace(
         let _purpose = Meanwhile::set(&here.purpose, Purpose::Trace);
         forward()
     });
-    if step == TraceStep::Begin {
+    if !comes_first {
         recorder.write(&body);
     }
     result
