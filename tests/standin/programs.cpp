@@ -319,7 +319,6 @@ void sub_devices(const Mesh& mesh, MeshCommandQueue& queue) {
         standin::plan(false);
     }
     mesh->clear_loaded_sub_device_manager();
-    mesh->load_sub_device_manager(small);
 }
 
 void global_objects(const Mesh& mesh) {
@@ -417,11 +416,13 @@ int main() {
     check(waitpid(child, &status, 0) == child && status == 0, "the child ends well");
     MeshWorkload last = on_all(mesh, make({"after the fork"}, 1111));
     EnqueueMeshWorkload(queue, last, false);
-    // A trace and a planned buffer go with the mesh; a program does not.
+    // A trace, a sub-device and a planned buffer go with the mesh; a program does not.
+    mesh->load_sub_device_manager(mesh->create_sub_device_manager(2, 96 * 1024));
+    auto local = in_l1(mesh.get(), 1, SubDeviceId{1});
+    local.reset();
     standin::plan(true);
     auto planned = MeshBuffer::create(mesh, 9 * PAGE, PAGE, BufferType::DRAM);
     standin::plan(false);
-    mesh->clear_loaded_sub_device_manager();
     mesh->close();
     standin::print_books();
     _exit(0);
