@@ -509,7 +509,7 @@ pub enum TraceStep {
     Begin = 0,
     /// Its capture is about to end, which allocates its buffer.
     End = 1,
-    /// It is about to be replayed.
+    /// It was replayed.
     Replay = 2,
     /// It is about to be released.
     Release = 3,

@@ -227,7 +227,9 @@ fn laid_out(compiler: &Compiler, era: Era) {
     let [same] = &*same else { panic!("{same:?}") };
     assert_eq!((same.objects, same.runs, same.live), (400, 440, 5));
     // The programs that the figures of a chip name are those.
-    for device in &report.devices {
+    let devices = || report.devices.iter().filter(|device| device.circular_buffers.is_some());
+    assert_eq!(devices().count(), 4 + 1 + 4, "the mesh's and a single chip, and the child's");
+    for device in devices() {
         let circular = device.circular_buffers.as_ref().unwrap();
         let named = |place: Option<u64>| &report.programs[usize::try_from(place.unwrap()).unwrap()];
         let (largest, headroom) = (circular.largest.as_ref(), circular.headroom.as_ref());
