@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use ttalloc_ring::record::{self, Head, Purpose, Record, Refusal, TYPES, TraceStep};
 use ttalloc_symbols::{COUNT, Era, SymbolSet};
 
-use crate::programs::{Programs, Running, Shape};
+use crate::programs::{Closed, Programs, Running, Shape};
 
 /// How many overlaps are told one by one.
 const MOST_OVERLAPS: usize = 100;
@@ -420,6 +420,10 @@ struct Closing {
     left: [Totals; TYPES],
     /// What each of its chips was before.
     before: Vec<BeforeClose>,
+    /// Its traces.
+    programs: Closed,
+    /// What was planned for it, by the Buffer object.
+    planned: Vec<(u64, (u64, MemoryType, Totals))>,
 }
 
 #[derive(Debug)]
@@ -504,6 +508,10 @@ pub struct Anomalies {
     pub inherited_frees: u64,
     /// Allocations by an allocator whose chips are not known.
     pub unattributed: u64,
+    /// Dispatches of programs that are not known, or to a device that is not.
+    pub unattributed_runs: u64,
+    /// The same in a forked child, of what its parent had made.
+    pub inherited_runs: u64,
     /// Buffers made at a given address where nothing was allocated.
     pub external_placements: u64,
 }
@@ -837,7 +845,10 @@ impl Entry<'_> {
         let banks = u64::from(allocator.banks[kind as usize]);
         for range in ranges {
             let [start, end] = range.map(u64::from_le_bytes);
-            let bytes_per_bank = end.saturating_sub(start);
+            let Some(bytes_per_bank) = end.checked_sub(start) else {
+                self.anomalies.bad_records += 1;
+                continue;
+            };
             let reserved_bytes = bytes_per_bank.saturating_mul(banks);
             let totals =
                 Totals { buffers: 1, bytes: reserved_bytes, bytes_per_bank, reserved_bytes };
@@ -863,6 +874,16 @@ impl Entry<'_> {
             return;
         }
         let device = self.process.devices.get(&body.device);
+        let knows = body.workload == 0 || self.process.programs.knows(body.workload);
+        if device.is_none() || !knows {
+            // A workload without programs runs nowhere.
+            match &self.process.identity {
+                _ if body.device == 0 && !knows => {}
+                Some(identity) if identity.forked => self.anomalies.inherited_runs += 1,
+                _ => self.anomalies.unattributed_runs += 1,
+            }
+            return;
+        }
         let (chips, shape) =
             device.map(|device| (device.chips.clone(), device.shape)).unwrap_or_default();
         let running = self.process.programs.run(body, &chips, shape, self.head.time_ns);
@@ -1076,11 +1097,11 @@ impl Entry<'_> {
                 at_close.add(left);
             }
         }
-        device.closed = Some(Closing { left, before });
-        self.process.programs.close(address);
         let of_it = self.process.planned.iter().filter(|(_, (device, ..))| *device == address);
-        let planned: Vec<u64> = of_it.map(|(&buffer, _)| buffer).collect();
-        for buffer in planned {
+        let planned: Vec<_> = of_it.map(|(&buffer, &planned)| (buffer, planned)).collect();
+        let programs = self.process.programs.close(address);
+        device.closed = Some(Closing { left, before, programs, planned: planned.clone() });
+        for (buffer, _) in planned {
             self.unplanned(buffer);
         }
     }
@@ -1089,6 +1110,16 @@ impl Entry<'_> {
     fn close_failed(&mut self, address: u64) {
         let Some(device) = self.process.devices.get_mut(&address) else { return };
         let Some(closing) = device.closed.take() else { return };
+        self.process.programs.close_failed(address, closing.programs);
+        for (buffer, planned) in closing.planned {
+            let (_, kind, totals) = planned;
+            self.process.planned.insert(buffer, planned);
+            for id in &device.chips {
+                if let Some(chip) = self.process.chips.get_mut(id) {
+                    chip.memory[kind as usize].planned.live.add(totals);
+                }
+            }
+        }
         for (id, before) in device.chips.iter().zip(closing.before) {
             let chip = self.process.chips.entry(*id).or_default();
             chip.open.insert(address);
@@ -1946,5 +1977,47 @@ mod tests {
         let purpose = l1.purposes[Purpose::GlobalSemaphore as usize];
         assert_eq!((l1.live, purpose.live), Default::default());
         assert_eq!((purpose.count, purpose.peak), (1, expected));
+    }
+
+    #[test]
+    fn a_close_that_fails_keeps_traces_and_plans() {
+        let mut story = Story::with_mesh(1);
+        story.enlist(PROGRAM, WORKLOAD, 0, 0);
+        story.trace(TraceStep::Begin);
+        story.run(WORKLOAD);
+        story.trace(TraceStep::End);
+        let body = record::Planned {
+            device: MESH,
+            buffer: 7,
+            bytes: 100,
+            bytes_per_bank: 40,
+            buffer_type: 0,
+            reserved: 0,
+        };
+        story.tell(&body, b"");
+        story.close(MESH);
+        story.tell(&record::Close { device: MESH, failed: 1 }, b"");
+        assert_eq!(story.dram(0).planned.live.buffers, 1);
+        story.tell(&record::Unplanned { buffer: 7 }, b"");
+        assert_eq!(story.dram(0).planned.live, Totals::default());
+        story.trace(TraceStep::Replay);
+        assert_eq!(story.programs(0).runs, 1);
+    }
+
+    #[test]
+    fn a_dispatch_that_nobody_can_place_is_counted() {
+        let mut story = Story::with_mesh(1);
+        // A workload without programs, and not compiled: it ran nothing.
+        let run = |workload, device| record::Run { workload, program: 0, device, refused: 0 };
+        story.tell(&run(WORKLOAD, 0), b"");
+        assert_eq!(story.ledger.anomalies, Anomalies::default());
+        story.run(WORKLOAD);
+        story.enlist(PROGRAM, WORKLOAD, 0, 0);
+        story.tell(&run(WORKLOAD, 0), b"");
+        assert_eq!(story.ledger.anomalies.unattributed_runs, 2);
+        let child = record::Process { pid: 9, parent_pid: 1, forked: 1, argv_cut: 0 };
+        story.tell(&child, b"child\0");
+        story.run(0x99);
+        assert_eq!(story.ledger.anomalies.inherited_runs, 1);
     }
 }

@@ -227,6 +227,13 @@ pub struct Running {
     pub runs: u64,
 }
 
+/// What a device's close takes along.
+#[derive(Debug)]
+pub struct Closed {
+    captured: Option<usize>,
+    kept: Vec<((u64, u32), usize)>,
+}
+
 /// One process's programs.
 #[derive(Clone, Debug, Default)]
 pub struct Programs {
@@ -457,10 +464,25 @@ impl Programs {
         }
     }
 
-    /// A device closes, and takes its traces along.
-    pub fn close(&mut self, device: u64) {
-        self.capturing.remove(&device);
-        self.kept.retain(|&(of, _), _| of != device);
+    /// Whether a workload has programs.
+    pub fn knows(&self, workload: u64) -> bool {
+        self.workloads.contains_key(&workload)
+    }
+
+    /// A device closes, and takes its traces along: those that were not released, and the one that is
+    /// being captured.
+    pub fn close(&mut self, device: u64) -> Closed {
+        let captured = self.capturing.remove(&device);
+        let kept = self.kept.extract_if(|(of, _), _| *of == device).collect();
+        Closed { captured, kept }
+    }
+
+    /// It did not close after all.
+    pub fn close_failed(&mut self, device: u64, closed: Closed) {
+        self.kept.extend(closed.kept);
+        if let Some(at) = closed.captured {
+            self.capturing.insert(device, at);
+        }
     }
 
     /// A program ends. If it is one of several that are the same, returns its number and that of the one

@@ -89,6 +89,12 @@ pub struct Integrity {
     pub inherited_frees: u64,
     /// Allocations that could not be assigned to a chip.
     pub unattributed: u64,
+    /// Dispatches of programs that could not be assigned to a program and its chips.
+    #[serde(default)]
+    pub unattributed_runs: u64,
+    /// The same in a forked child, of programs that its parent had made.
+    #[serde(default)]
+    pub inherited_runs: u64,
     /// Buffers that were made at a given address where no allocator had given anything. They take
     /// memory that no figure here includes. A mesh's buffer counts once, not once per chip.
     pub external_placements: u64,
@@ -308,7 +314,8 @@ pub struct Program {
     pub chips: Vec<i32>,
     /// How often it ran, replays of traces included.
     pub runs: u64,
-    /// How often tt-metal refused it, because its region clashed with a buffer or was too large.
+    /// How often tt-metal's check of its region ended in an exception, as it does if the region clashes with
+    /// a buffer or is too large.
     pub refused: u64,
     /// How many program objects were the same.
     pub objects: u64,
@@ -912,6 +919,11 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         "1 allocation could not be assigned to a chip",
         "allocations could not be assigned to a chip",
     );
+    count(
+        found.unattributed_runs,
+        "1 dispatch could not be assigned to a program and its chips",
+        "dispatches could not be assigned to programs and their chips",
+    );
     for books in ledger.processes.values() {
         let who = match &books.identity {
             Some(identity) => format!("process {}", identity.pid),
@@ -950,6 +962,8 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         unknown_frees: found.unknown_frees,
         inherited_frees: found.inherited_frees,
         unattributed: found.unattributed,
+        unattributed_runs: found.unattributed_runs,
+        inherited_runs: found.inherited_runs,
         external_placements: found.external_placements,
         overlaps: ledger.processes.values().map(|books| books.overlap_count).sum(),
         programs_left_out: ledger.processes.values().map(|books| books.programs.left_out).sum(),

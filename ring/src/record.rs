@@ -404,7 +404,7 @@ pub struct Run {
     pub workload: u64,
     /// Which program, if `workload` is 0.
     pub program: u64,
-    /// The mesh or device that it was dispatched to.
+    /// The mesh or device that it was dispatched to; 0 if that was not seen.
     pub device: u64,
     /// 1 if it was refused, by an exception.
     pub refused: u64,

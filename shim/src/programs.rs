@@ -341,9 +341,10 @@ pub unsafe fn enqueue(
         if mesh != 0 {
             // SAFETY: the mesh that the workload was just compiled for, alive and open.
             unsafe { describe_device(&recorder, mesh) };
-            let (workload, device) = (workload as u64, mesh as u64);
-            recorder.write(&record::Run { workload, program: 0, device, refused: 0 });
         }
+        // Without a mesh the launcher counts a dispatch that it can't assign.
+        let (workload, device) = (workload as u64, mesh as u64);
+        recorder.write(&record::Run { workload, program: 0, device, refused: 0 });
         result
     })
 }
