@@ -188,7 +188,7 @@ fn write_programs(out: &mut String, report: &Report, several: bool) -> std::fmt:
 
 /// A program's name: its id, and a kernel.
 fn name_of(program: &crate::report::Program) -> String {
-    const MOST: usize = 40;
+    const MOST: usize = 18;
     let id = program.id.map(|id| format!("#{id} ")).unwrap_or_default();
     // What computes says most; by custom, what moves data is called so.
     let moves = |name: &&String| name.starts_with("reader") || name.starts_with("writer");
