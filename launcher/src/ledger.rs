@@ -18,8 +18,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use ttalloc_ring::record::{self, Head, Purpose, Record, TYPES, TraceStep};
-use ttalloc_symbols::{Era, SymbolSet};
+use ttalloc_ring::record::{self, Head, Purpose, Record, Refusal, TYPES, TraceStep};
+use ttalloc_symbols::{COUNT, Era, SymbolSet};
 
 use crate::programs::{Programs, Running, Shape};
 
@@ -449,6 +449,10 @@ pub struct Process {
     pub identity: Option<Identity>,
     /// Its runtime; None if the record was lost.
     pub runtime: Option<Runtime>,
+    /// The functions that were patched, since calls of them can't be interposed.
+    pub patched: SymbolSet,
+    /// Those that could not be, by their index in the catalogue.
+    pub refused: BTreeMap<usize, Refused>,
     /// The meshes it opened, in order.
     pub meshes: Vec<Mesh>,
     /// The chips it opened, by their ids.
@@ -463,6 +467,15 @@ pub struct Process {
     planned: HashMap<u64, (u64, MemoryType, Totals)>,
     devices: HashMap<u64, Device>,
     allocators: BTreeMap<u64, Allocator>,
+}
+
+/// A function whose calls are not seen, or not all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub why: Refusal,
+    /// Whether the calls that other libraries make are seen.
+    pub interposed: bool,
 }
 
 /// Who a process is.
@@ -554,6 +567,8 @@ impl Ledger {
             Record::Trace(body, _) => entry.trace(&body),
             Record::Regions(body, regions) => entry.regions(&body, regions.0),
             Record::Statistics(body, tail) => entry.statistics(body, tail),
+            Record::Patched(body, _) => entry.process.patched = SymbolSet(body.symbols),
+            Record::Refused(body, _) => entry.refused(body),
         }
     }
 }
@@ -596,6 +611,15 @@ impl Entry<'_> {
             symbols: body.symbols(),
             era: body.era(),
         });
+    }
+
+    fn refused(&mut self, body: record::Refused) {
+        let index = body.symbol as usize;
+        let Some(why) = Refusal::from_number(body.reason).filter(|_| index < COUNT) else {
+            self.anomalies.bad_records += 1;
+            return;
+        };
+        self.process.refused.insert(index, Refused { why, interposed: body.interposed != 0 });
     }
 
     fn device(&mut self, body: record::Device, chips: &[u8]) {

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use ttalloc_ring::record as ring;
-use ttalloc_symbols::{Era, SYMBOLS, Use};
+use ttalloc_ring::record::{self as ring, Refusal};
+use ttalloc_symbols::{Era, ROLES, SYMBOLS, Use};
 
 use crate::ledger::{self, Ledger, MemoryType, Process as Books, Totals, Usage};
 use crate::programs::{self, BufferKind};
@@ -138,6 +138,9 @@ pub struct Runtime {
     pub era: Option<String>,
     /// The functions that were hooked.
     pub hooks: Vec<Hook>,
+    /// The functions whose calls could not be seen, or not all of them.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
     /// What ttalloc looked for and did not find, though every release of this era has it.
     #[serde(default)]
     pub gaps: Vec<Gap>,
@@ -161,6 +164,33 @@ pub struct Hook {
     pub symbol: String,
     /// How often it was called; null if that was not counted, as for the 257th process and later ones.
     pub calls: Option<u64>,
+    /// How its calls were seen.
+    #[serde(default)]
+    pub engine: HookEngine,
+}
+
+/// How a function's calls are seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HookEngine {
+    /// By interposition: the preload library defines the function too.
+    #[default]
+    Preload,
+    /// By a jump that was written over the function's first bytes.
+    Inline,
+}
+
+/// A function whose calls could not be seen, or not all of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Refused {
+    /// What it is to ttalloc.
+    pub role: String,
+    /// Its mangled name.
+    pub symbol: String,
+    /// Why it was not patched.
+    pub reason: String,
+    /// Whether the calls that other libraries make were seen.
+    pub interposed: bool,
 }
 
 /// A mesh that was opened.
@@ -743,7 +773,8 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
                     path: runtime.path.clone(),
                     build_id: runtime.build_id.clone(),
                     era: era.map(|era| era.letter().to_owned()),
-                    hooks: hooks(runtime, era, calls(number)),
+                    hooks: hooks(books, runtime, era, calls(number)),
+                    refused: refused(books),
                     gaps: gaps(runtime),
                 }
             }),
@@ -763,11 +794,18 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
     processes
 }
 
-fn hooks(runtime: &crate::ledger::Runtime, era: Option<Era>, calls: Option<Vec<u64>>) -> Vec<Hook> {
+fn hooks(
+    books: &Books,
+    runtime: &crate::ledger::Runtime,
+    era: Option<Era>,
+    calls: Option<Vec<u64>>,
+) -> Vec<Hook> {
     let Some(era) = era else { return Vec::new() };
     let hooked = |index: usize| {
         let symbol = &SYMBOLS[index];
-        symbol.usage == Use::Hook && symbol.eras.contains(era)
+        let is_seen = books.patched.contains(index)
+            || books.refused.get(&index).is_none_or(|refused| refused.interposed);
+        symbol.usage == Use::Hook && symbol.eras.contains(era) && is_seen
     };
     runtime
         .symbols
@@ -777,6 +815,10 @@ fn hooks(runtime: &crate::ledger::Runtime, era: Option<Era>, calls: Option<Vec<u
             role: symbol.role.to_owned(),
             symbol: symbol.name.to_owned(),
             calls: calls.as_ref().and_then(|calls| calls.get(index)).copied(),
+            engine: match books.patched.contains(index) {
+                true => HookEngine::Inline,
+                false => HookEngine::Preload,
+            },
         })
         .collect()
 }
@@ -786,6 +828,65 @@ fn gaps(runtime: &crate::ledger::Runtime) -> Vec<Gap> {
     let era = runtime.era.or_else(|| Era::of(&runtime.symbols));
     let gaps = era.into_iter().flat_map(|era| runtime.symbols.gaps(era));
     gaps.map(|role| Gap { role: role.name.to_owned(), cost: role.cost.to_owned() }).collect()
+}
+
+fn refused(books: &Books) -> Vec<Refused> {
+    let describe = |(&index, refused): (&usize, &crate::ledger::Refused)| {
+        let symbol = SYMBOLS.get(index)?;
+        Some(Refused {
+            role: symbol.role.to_owned(),
+            symbol: symbol.name.to_owned(),
+            reason: format!("the function {}", refused.why),
+            interposed: refused.interposed,
+        })
+    };
+    books.refused.iter().filter_map(describe).collect()
+}
+
+/// What is missing in a process's figures because of functions that could not be patched: a sentence for
+/// each reason.
+fn unseen(who: &str, books: &Books) -> Vec<String> {
+    let path = books.runtime.as_ref().map_or("", |runtime| &runtime.path);
+    let mut reasons: Vec<Unseen> = Vec::new();
+    for (&index, refused) in &books.refused {
+        let Some(symbol) = SYMBOLS.get(index) else { continue };
+        // It may well be that nobody needs it. But nothing is allocated without these.
+        if refused.why == Refusal::NoCaller && !matches!(symbol.role, "allocate" | "deallocate") {
+            continue;
+        }
+        let known = reasons.iter_mut().find(|one| one.refused == *refused);
+        let roles = match known {
+            Some(one) => &mut one.roles,
+            None => {
+                reasons.push(Unseen { refused: *refused, roles: Vec::new() });
+                let Some(one) = reasons.last_mut() else { continue };
+                &mut one.roles
+            }
+        };
+        if !roles.contains(&symbol.role) {
+            roles.push(symbol.role);
+        }
+    }
+    let sentence = |one: Unseen| {
+        let whose =
+            if one.refused.interposed { "calls from within the library of" } else { "calls of" };
+        let mut costs: Vec<_> = one.roles.iter().map(|role| cost(role)).collect();
+        costs.dedup();
+        let (roles, costs, why) = (one.roles.join(", "), costs.join(", "), one.refused.why);
+        format!("{whose} {roles} were not seen in {who} ({path}): the function {why}. So {costs}")
+    };
+    reasons.into_iter().map(sentence).collect()
+}
+
+/// Roles whose calls are not seen for one reason.
+struct Unseen {
+    refused: crate::ledger::Refused,
+    roles: Vec<&'static str>,
+}
+
+/// What is missing when a role's calls are.
+fn cost(role: &str) -> &'static str {
+    ROLES.iter().find(|one| one.name == role).map_or("what it tells is missing", |one| one.cost)
 }
 
 fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
@@ -817,9 +918,14 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
             None => "a process that was not announced".to_owned(),
         };
         match &books.runtime {
-            Some(runtime) if runtime.era.is_none() => problems.push(not_recognised(&who, runtime)),
+            Some(runtime) if runtime.era.is_none() => {
+                problems.push(not_recognised(&who, runtime, &books.refused));
+            }
             Some(_) if books.identity.is_some() => {}
             _ => problems.push(format!("{who} did not tell its runtime")),
+        }
+        if books.runtime.as_ref().is_some_and(|runtime| runtime.era.is_some()) {
+            problems.extend(unseen(&who, books));
         }
     }
     // Once for a library, however many processes have it.
@@ -855,7 +961,20 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
 }
 
 /// Why a runtime could not be tracked.
-fn not_recognised(who: &str, runtime: &crate::ledger::Runtime) -> String {
+fn not_recognised(
+    who: &str,
+    runtime: &crate::ledger::Runtime,
+    refused: &BTreeMap<usize, crate::ledger::Refused>,
+) -> String {
+    let is_whole = |refused: &&crate::ledger::Refused| {
+        matches!(refused.why, Refusal::Stripped | Refusal::File)
+    };
+    if let Some(refused) = refused.values().find(is_whole) {
+        return format!(
+            "{who} was not tracked: its tt-metal ({}) is called directly, and each function {}; use a build that is not stripped, or tt-metal's shared library",
+            runtime.path, refused.why
+        );
+    }
     let missing: Vec<_> = match Era::of(&runtime.symbols) {
         Some(era) => runtime.symbols.missing(era).collect(),
         None => vec!["allocate"],

@@ -18,6 +18,35 @@ pub const VERSION: u32 = 2;
 /// The environment variable through which the preload library finds the ring: a path to open.
 pub const RING_VARIABLE: &std::ffi::CStr = c"TTALLOC_RING";
 
+/// The environment variable that tells the preload library which [`Engine`] to use.
+pub const ENGINE_VARIABLE: &std::ffi::CStr = c"TTALLOC_ENGINE";
+
+/// How the preload library comes to see the calls of a function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// By interposition, and by patching what that can't reach.
+    #[default]
+    Auto,
+    /// By interposition alone.
+    Preload,
+    /// By patching wherever that can be done.
+    Inline,
+}
+
+impl Engine {
+    /// All of them.
+    pub const ALL: [Engine; 3] = [Engine::Auto, Engine::Preload, Engine::Inline];
+
+    /// Its name, as the environment variable and the launcher's option have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Engine::Auto => "auto",
+            Engine::Preload => "preload",
+            Engine::Inline => "inline",
+        }
+    }
+}
+
 /// What the preload library exports under [`STAMP_SYMBOL`], so that a launcher can tell before a run
 /// whether the two fit. It ends with [`VERSION`] and a zero byte.
 pub const STAMP: &str = concat!("ttalloc ", env!("CARGO_PKG_VERSION"), " ring 2\0");

@@ -100,6 +100,10 @@ kinds! {
     Enlisted = 19,
     /// An allocator was asked how much it has given.
     Statistics = 20,
+    /// Functions of the runtime were patched, since calls of them can't be interposed.
+    Patched = 30,
+    /// A function whose calls can't be interposed, or not all, and that could not be patched either.
+    Refused = 31,
 }
 
 /// The body of one kind of record.
@@ -455,6 +459,28 @@ pub struct Planned {
     pub reserved: u32,
 }
 
+/// Body of [`Kind::Patched`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Patched {
+    /// Which of the catalogue's symbols.
+    pub symbols: [u64; 4],
+}
+
+/// Body of [`Kind::Refused`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Refused {
+    /// Which of the catalogue's symbols, by its index.
+    pub symbol: u32,
+    /// A [`Refusal`].
+    pub reason: u32,
+    /// 1 if the calls that other libraries make are interposed all the same.
+    pub interposed: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// Body of [`Kind::Unplanned`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -483,7 +509,7 @@ pub enum TraceStep {
     Begin = 0,
     /// Its capture is about to end, which allocates its buffer.
     End = 1,
-    /// It is about to be replayed.
+    /// It was replayed.
     Replay = 2,
     /// It is about to be released.
     Release = 3,
@@ -567,6 +593,59 @@ pub enum StatisticsState {
     Inherited = 2,
     /// The allocator gives L1 core by core, which its statistics leave out.
     PerCore = 3,
+}
+
+macro_rules! refusals {
+    ($($(#[$doc:meta])* $refusal:ident = $number:literal $why:literal),+ $(,)?) => {
+        /// Why a function is not patched. Its text goes on from "the function ".
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+        #[repr(u32)]
+        pub enum Refusal { $($(#[$doc])* #[error($why)] $refusal = $number),+ }
+
+        impl Refusal {
+            /// The refusal that has this number.
+            pub fn from_number(number: u32) -> Option<Refusal> {
+                match number { $($number => Some(Refusal::$refusal),)+ _ => None }
+            }
+        }
+    };
+}
+
+refusals! {
+    /// The user chose an engine that patches nothing.
+    Engine = 1 "is called directly, and the engine `preload` patches nothing",
+    /// The runtime is there, but its file has no table of its hidden functions.
+    Stripped = 2 "can't be found: the symbol table (.symtab) was stripped",
+    /// The runtime is there, but its file can't be read, or is not the one that was loaded.
+    File = 3 "can't be found: the file can't be read, or was replaced since it was loaded",
+    /// The symbol table doesn't have it.
+    Missing = 4 "is in no symbol table: the compiler put its code into its callers, or this release has none",
+    /// It is there, but nothing refers to it.
+    NoCaller = 5 "is never called where it is defined: the compiler may have put its code into its callers",
+    /// There is no room for a jump.
+    Short = 6 "is shorter than the 5 bytes that a jump takes",
+    /// A branch leads between the bytes that would be replaced.
+    Target = 7 "has a branch into its first bytes, which would be replaced",
+    /// Its first bytes hold a call that can't be carried out elsewhere.
+    Call = 8 "has a call in its first bytes that can't be moved",
+    /// Its first bytes refer to something too far away for a copy of them.
+    Reach = 9 "refers to something that is out of reach for a copy of its first bytes",
+    /// Its first bytes hold something that can't be moved.
+    Instruction = 10 "has an instruction in its first bytes that can't be moved",
+    /// Its code can't be decoded.
+    Code = 11 "has code that can't be decoded",
+    /// Another function has the same code.
+    Shared = 12 "shares its code with a function of another role",
+    /// There is no memory near it for the code that takes its place.
+    Memory = 13 "has no free memory within reach for a copy of its first bytes",
+    /// The system doesn't let code be changed.
+    Protected = 14 "can't be changed: the system protects its code",
+    /// Other threads might be running its code.
+    Threads = 15 "was found when other threads were running, which might be in it",
+    /// It ignores an argument that is needed.
+    Argument = 17 "ignores an argument that is needed here, and that its callers may then leave out",
+    /// Someone else patched it, or a debugger's breakpoint lies there.
+    Changed = 16 "was changed since it was loaded, by a debugger perhaps",
 }
 
 #[cfg(test)]

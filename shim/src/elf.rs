@@ -15,6 +15,13 @@ const PT_NOTE: u32 = 4;
 const DT_NULL: i64 = 0;
 const DT_PLTRELSZ: i64 = 2;
 const DT_HASH: i64 = 4;
+const DT_SYMBOLIC: i64 = 16;
+const DT_FLAGS: i64 = 30;
+const DF_SYMBOLIC: usize = 2;
+const PF_X: u32 = 1;
+const PF_W: u32 = 2;
+const PT_GNU_RELRO: u32 = 0x6474_e552;
+const STV_PROTECTED: u8 = 3;
 const DT_STRTAB: i64 = 5;
 const DT_SYMTAB: i64 = 6;
 const DT_RELA: i64 = 7;
@@ -27,6 +34,7 @@ const SHN_UNDEF: u16 = 0;
 const NT_GNU_BUILD_ID: u32 = 3;
 
 /// One loaded object: an executable or a shared library.
+#[derive(Clone, Copy)]
 pub struct Object<'a> {
     /// Its path as the dynamic linker knows it; empty for the program itself.
     pub path: &'a CStr,
@@ -63,7 +71,117 @@ pub fn find<T>(mut visit: impl FnMut(&Object) -> Option<T>) -> Option<T> {
     state.found
 }
 
-impl Object<'_> {
+/// How many objects have been loaded so far, those that are gone again included.
+pub fn loads() -> u64 {
+    unsafe extern "C" fn first(info: *mut dl_phdr_info, _: usize, loads: *mut c_void) -> c_int {
+        // SAFETY: dl_iterate_phdr passes a valid description.
+        let adds = unsafe { (*info).dlpi_adds };
+        // SAFETY: `loads` is the pointer given to dl_iterate_phdr below.
+        unsafe { *loads.cast::<u64>() = adds };
+        1
+    }
+    let mut loads = 0_u64;
+    // SAFETY: `first` matches the callback's type and gets the number it expects.
+    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut loads).cast()) };
+    loads
+}
+
+impl<'a> Object<'a> {
+    /// The same for as long as the object stays loaded, which the caller must see to.
+    ///
+    /// # Safety
+    /// The object must stay loaded while the result is used.
+    pub unsafe fn lasting(&self) -> Object<'static> {
+        // SAFETY: the dynamic linker keeps the name as long as the object.
+        let path = unsafe { CStr::from_ptr(self.path.as_ptr()) };
+        // SAFETY: so it does the headers.
+        let headers = unsafe { slice::from_raw_parts(self.headers.as_ptr(), self.headers.len()) };
+        Object { path, base: self.base, headers }
+    }
+
+    /// A number by which it can be told from others.
+    pub fn identity(&self) -> usize {
+        let name = self.path.as_ptr() as usize;
+        (self.base ^ (self.headers.as_ptr() as usize).rotate_left(17) ^ name.rotate_left(34)) | 1
+    }
+
+    /// What its addresses are counted from.
+    pub fn base(&self) -> usize {
+        self.base
+    }
+
+    /// Its program headers.
+    pub fn headers(&self) -> &'a [Elf64_Phdr] {
+        self.headers
+    }
+
+    /// Whether its calls of its own functions can't be interposed.
+    pub fn is_symbolic(&self) -> bool {
+        self.dynamic()
+            .any(|(tag, value)| tag == DT_SYMBOLIC || tag == DT_FLAGS && value & DF_SYMBOLIC != 0)
+    }
+
+    /// Its code.
+    pub fn code(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.loaded(|flags| flags & PF_X != 0)
+    }
+
+    /// What is neither code nor writable; where the linker made no difference, all that isn't writable.
+    pub fn constants(&self) -> impl Iterator<Item = &'a [u8]> {
+        let is_constant = |flags| flags & (PF_W | PF_X) == 0;
+        let has_constants = self.loaded(is_constant).next().is_some();
+        self.loaded(move |flags| is_constant(flags) || !has_constants && flags & PF_W == 0)
+    }
+
+    /// The words of its data that the dynamic linker writes once, such as virtual tables.
+    pub fn relocated_words(&self) -> impl Iterator<Item = usize> {
+        const WORD: usize = size_of::<usize>();
+        self.segments(PT_GNU_RELRO).flat_map(|(start, size)| {
+            let first = start.next_multiple_of(WORD);
+            // SAFETY: the segment lies in a loaded one, and stays readable.
+            (first..(start + size).saturating_sub(WORD - 1))
+                .step_by(WORD)
+                .map(|at| unsafe { read(at) })
+        })
+    }
+
+    /// How the page at `address` may be used (PROT_READ and so on), by its segment.
+    pub fn protection(&self, address: usize) -> Option<c_int> {
+        let header = self.headers.iter().find(|header| {
+            let start = self.base + header.p_vaddr as usize;
+            header.p_type == PT_LOAD && (start..start + header.p_memsz as usize).contains(&address)
+        })?;
+        let flag = |flag, protection| if header.p_flags & flag != 0 { protection } else { 0 };
+        Some(flag(4, libc::PROT_READ) | flag(PF_W, libc::PROT_WRITE) | flag(PF_X, libc::PROT_EXEC))
+    }
+
+    /// The eight bytes at an address in a segment of the file that isn't written to.
+    pub fn constant(&self, address: usize) -> Option<u64> {
+        let is_there = |header: &&Elf64_Phdr| {
+            let start = self.base + header.p_vaddr as usize;
+            let end = start + (header.p_filesz as usize).saturating_sub(7);
+            header.p_type == PT_LOAD
+                && header.p_flags & PF_W == 0
+                && (start..end).contains(&address)
+        };
+        self.headers.iter().find(is_there)?;
+        // SAFETY: in a loaded, readable segment, as was just found.
+        Some(unsafe { read(address) })
+    }
+
+    /// The bytes of loaded segments with such flags, as far as they come from the file.
+    fn loaded(&self, fits: impl Fn(u32) -> bool) -> impl Iterator<Item = &'a [u8]> {
+        let base = self.base;
+        let loaded = move |header: &&Elf64_Phdr| {
+            header.p_type == PT_LOAD && header.p_flags & 4 != 0 && fits(header.p_flags)
+        };
+        self.headers.iter().filter(loaded).map(move |header| {
+            let start = (base + header.p_vaddr as usize) as *const u8;
+            // SAFETY: a loaded, readable segment, of an object that stays loaded.
+            unsafe { slice::from_raw_parts(start, header.p_filesz as usize) }
+        })
+    }
+
     /// Whether `address` lies in it.
     pub fn contains(&self, address: usize) -> bool {
         self.segments(PT_LOAD).any(|(start, size)| (start..start + size).contains(&address))
@@ -170,18 +288,54 @@ enum Hash {
 impl Symbols {
     /// The address and size of the symbol `name`, if this object defines it.
     pub fn find(&self, name: &str) -> Option<(usize, usize)> {
+        let index = self.index(name)?;
+        // SAFETY: an index of the symbol table.
+        let symbol = unsafe { self.symbol(index) };
+        Some((self.base + symbol.st_value as usize, symbol.st_size as usize))
+    }
+
+    /// Whether its object's own calls of `name` go to its own definition, whoever else has one.
+    pub fn is_protected(&self, name: &str) -> bool {
+        // SAFETY: an index of the symbol table.
+        self.index(name)
+            .is_some_and(|index| unsafe { self.symbol(index) }.st_other & 3 == STV_PROTECTED)
+    }
+
+    /// Whether its object refers to `name` without defining it.
+    pub fn refers(&self, name: &str) -> bool {
+        let count = match self.hash {
+            Hash::Gnu(table) => {
+                // SAFETY: the table is loaded. Those that aren't defined stand before what is hashed.
+                let [_, first, ..] = unsafe { read::<[u32; 4]>(table) };
+                first as usize
+            }
+            Hash::Sysv(table) => self.count(table),
+        };
+        (1..count).any(|index| {
+            // SAFETY: there are so many.
+            let is_undefined = unsafe { self.symbol(index) }.st_shndx == SHN_UNDEF;
+            // SAFETY: as above.
+            is_undefined && unsafe { self.name(index) }.to_bytes() == name.as_bytes()
+        })
+    }
+
+    /// The number of symbols that a System V hash table counts.
+    fn count(&self, table: usize) -> usize {
+        // SAFETY: the table is loaded, as it was for the dynamic linker; its second word is the number.
+        let [_, count] = unsafe { read::<[u32; 2]>(table) };
+        count as usize
+    }
+
+    /// Where `name` is, if this object defines it.
+    fn index(&self, name: &str) -> Option<usize> {
         match self.hash {
             Hash::Gnu(table) => self.hashed(table, name),
-            Hash::Sysv(table) => {
-                // Its second word is the number of symbols; rare enough to look at each.
-                // SAFETY: the table is loaded, as it was for the dynamic linker.
-                let [_, count] = unsafe { read::<[u32; 2]>(table) };
-                (0..count as usize).find_map(|index| self.defined(index, name))
-            }
+            // Rare enough to look at each.
+            Hash::Sysv(table) => (0..self.count(table)).find(|&index| self.defines(index, name)),
         }
     }
 
-    fn hashed(&self, table: usize, name: &str) -> Option<(usize, usize)> {
+    fn hashed(&self, table: usize, name: &str) -> Option<usize> {
         const HEADER: usize = 16;
         let hash = gnu_hash(name.as_bytes());
         // SAFETY (all reads here): the GNU hash table, the symbol table and the string table are
@@ -206,9 +360,8 @@ impl Symbols {
         loop {
             // SAFETY: as said.
             let chained = unsafe { read::<u32>(chains + (index - first) as usize * 4) };
-            let found = (chained | 1 == hash | 1).then(|| self.defined(index as usize, name));
-            if let Some(found) = found.flatten() {
-                return Some(found);
+            if chained | 1 == hash | 1 && self.defines(index as usize, name) {
+                return Some(index as usize);
             }
             if chained & 1 == 1 {
                 return None;
@@ -217,14 +370,13 @@ impl Symbols {
         }
     }
 
-    /// The address and size of the symbol at `index`, if it is called `name` and defined.
-    fn defined(&self, index: usize, name: &str) -> Option<(usize, usize)> {
+    /// Whether the symbol at `index` is called `name` and defined.
+    fn defines(&self, index: usize, name: &str) -> bool {
         // SAFETY: callers take the index from the object's own hash table.
         let symbol = unsafe { self.symbol(index) };
         // SAFETY: as above.
         let its = unsafe { self.name(index) };
-        (symbol.st_shndx != SHN_UNDEF && its.to_bytes() == name.as_bytes())
-            .then(|| (self.base + symbol.st_value as usize, symbol.st_size as usize))
+        symbol.st_shndx != SHN_UNDEF && its.to_bytes() == name.as_bytes()
     }
 
     /// The symbol at `index`.

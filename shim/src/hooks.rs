@@ -13,6 +13,7 @@ use ttalloc_symbols::{catalogue, index_of};
 
 use crate::calls::{self, DeviceKind};
 use crate::elf;
+use crate::inline::{self, Entry};
 use crate::programs::*;
 use crate::reconcile::{self, OF_CHIP, Operation, WHOLE};
 use crate::runtime;
@@ -26,25 +27,57 @@ pub struct Span {
     length: usize,
 }
 
+/// The hooks of the symbol at an index of the catalogue.
+struct Hooked<const INDEX: usize>;
+
+/// The hook that calls come to by a patch of the function itself.
+trait Patched {
+    const ENTRY: Entry;
+}
+
 macro_rules! hook {
     ($role:ident ($($argument:ident: $type:ty),+) $name:literal) => {
         const _: () = {
             const INDEX: usize = index_of($name);
 
-            #[unsafe(export_name = $name)]
-            unsafe extern "C-unwind" fn hook($($argument: $type),+) -> usize {
-                let original = runtime::original(INDEX);
-                // SAFETY: the address of the function that this one stands in for, which has the same
-                // signature by the catalogue.
-                let original = unsafe {
-                    mem::transmute::<usize, unsafe extern "C-unwind" fn($($type),+) -> usize>(original)
+            hook!(
+                $role ($($argument: $type),+) $name
+                hook runtime::original, Recorder::for_call, #[unsafe(export_name = $name)]
+            );
+            hook!(
+                $role ($($argument: $type),+) $name
+                patched inline::original, Recorder::for_patched,
+            );
+
+            impl Patched for Hooked<INDEX> {
+                const ENTRY: Entry = Entry {
+                    index: INDEX,
+                    guarded: inline::Guarded {
+                        hook: patched as *const std::ffi::c_void,
+                        stack_words: inline::stack_words(&[$(mem::size_of::<$type>() / 8),+]),
+                    },
+                    words: 0 $(+ mem::size_of::<$type>() / 8)+,
                 };
-                // SAFETY: the caller's own arguments.
-                let forward = || unsafe { original($($argument),+) };
-                // SAFETY: the caller is tt-metal or its user, whose arguments fit the C++ signature.
-                unsafe { $role(Recorder::for_call(INDEX), forward, $($argument),+) }
             }
         };
+    };
+    (
+        $role:ident ($($argument:ident: $type:ty),+) $name:literal
+        $hook:ident $original:path, $recorder:path, $(#[$export:meta])*
+    ) => {
+        $(#[$export])*
+        unsafe extern "C-unwind" fn $hook($($argument: $type),+) -> usize {
+            let original = $original(INDEX);
+            // SAFETY: the address of the function that this one stands in for, which has the same
+            // signature by the catalogue.
+            let original = unsafe {
+                mem::transmute::<usize, unsafe extern "C-unwind" fn($($type),+) -> usize>(original)
+            };
+            // SAFETY: the caller's own arguments.
+            let forward = || unsafe { original($($argument),+) };
+            // SAFETY: the caller is tt-metal or its user, whose arguments fit the C++ signature.
+            unsafe { $role($recorder(INDEX), forward, $($argument),+) }
+        }
     };
 }
 
@@ -60,6 +93,10 @@ macro_rules! hooks {
         lookups { $($lookups:tt)+ }
     ) => {
         $(hooks_of_role!($role $arguments [$($name)+]);)+
+
+        /// Every hook as the inline engine needs it.
+        pub static ENTRIES: &[Entry] =
+            &[$($(<Hooked<{ index_of($name) }> as Patched>::ENTRY,)+)+];
     };
 }
 catalogue!(hooks);

@@ -2,15 +2,17 @@
 //! to them arrive here first, writes down what they do, and passes them on.
 //!
 //! It lives in somebody else's process, and therefore
-//! * does nothing at all until the program calls tt-metal, but copy one environment variable;
-//! * opens nothing but the ring, prints nothing, starts no thread, installs no handler;
+//! * does nothing at all until the program calls tt-metal, but copy two environment variables, and under
+//!   a launcher look for tt-metal in each library that is loaded;
+//! * opens nothing but the ring and the file that has tt-metal in it, prints nothing, starts no thread, installs no handler;
 //! * lets C++ exceptions through, and keeps `errno`;
 //! * becomes a plain forward when there is no ring, the launcher is gone, or the runtime is not one
 //!   that it knows.
 //!
-//! `hooks` has what is hooked, `programs` the part of it that is about programs, `calls` what is asked of
-//! the runtime, `reconcile` when its allocators are asked for their own figures, `session` the way to the
-//! launcher, `runtime` what was found in the program, and `elf` how it is found.
+//! `inline` patches the functions whose calls can't be interposed; `hooks` has what is hooked, `programs`
+//! the part of it that is about programs, `calls` what is asked of the runtime, `reconcile` when its
+//! allocators are asked for their own figures, `session` the way to the launcher, `runtime` what was found
+//! in the program, and `elf` how it is found.
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("C++ exceptions pass through these functions: build with panic = \"unwind\"");
@@ -18,6 +20,7 @@ compile_error!("C++ exceptions pass through these functions: build with panic = 
 mod calls;
 mod elf;
 mod hooks;
+mod inline;
 mod programs;
 mod reconcile;
 mod runtime;

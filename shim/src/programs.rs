@@ -466,13 +466,14 @@ fn trace(
             forward()
         })
     };
-    if step == TraceStep::Begin {
-        let result = call();
-        write(id(Some(result)));
-        return result;
+    // A capture is over even if making the trace of it fails, as it does if that is too large.
+    if matches!(step, TraceStep::End | TraceStep::Release) {
+        write(id(None));
+        return call();
     }
-    write(id(None));
-    call()
+    let result = call();
+    write(id(Some(result)));
+    result
 }
 
 /// A MeshTraceId behind a reference.

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use ttalloc_ring::errno::KeepErrno;
 use ttalloc_symbols::{COUNT, Era, SYMBOLS, SymbolSet, Use};
 
-use crate::elf::{self, Object, Symbols};
+use crate::elf::{self, Object};
+use crate::inline;
 
 /// Bytes of a virtual table before its first function, where objects point (Itanium C++ ABI, 2.5.2).
 pub const VTABLE_HEAD: usize = 16;
@@ -23,6 +24,8 @@ static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
 pub struct Runtime {
     /// The library that defines it: its path, ended by a zero byte.
     path: [u8; libc::PATH_MAX as usize],
+    /// Whether it is part of the program itself.
+    is_program: bool,
     /// Its build id, as far as it fits, and the length of that.
     build_id: ([u8; MOST_BUILD_ID], usize),
     /// What it defines of the catalogue.
@@ -47,6 +50,13 @@ impl Runtime {
         CStr::from_bytes_until_nul(&self.path).unwrap_or_default()
     }
 
+    /// Keeps it loaded, since its functions' addresses are kept.
+    pub fn keep_loaded(&self) {
+        if !self.is_program {
+            keep_loaded(self.path());
+        }
+    }
+
     /// Its build id; empty if it has none.
     pub fn build_id(&self) -> &[u8] {
         &self.build_id.0[..self.build_id.1]
@@ -64,12 +74,18 @@ impl Runtime {
         self.used.contains(index)
     }
 
-    /// The runtime that `object` is. Allocates nothing, since it runs under the dynamic linker's lock.
-    fn of(object: &Object, symbols: &Symbols) -> Runtime {
+    /// The runtime that `object` is. `find` gives the address and size of a symbol, `own_delete` is the
+    /// `operator delete` that it defines itself, or 0. Allocates nothing, since it runs under the dynamic
+    /// linker's lock.
+    pub fn of(
+        object: &Object,
+        find: &dyn Fn(&str) -> Option<(usize, usize)>,
+        own_delete: usize,
+    ) -> Runtime {
         let mut present = SymbolSet::default();
         let mut addresses = [0; COUNT];
         for (index, symbol) in SYMBOLS.iter().enumerate() {
-            if let Some((address, _)) = symbols.find(symbol.name) {
+            if let Some((address, _)) = find(symbol.name) {
                 present.insert(index);
                 addresses[index] = address;
             }
@@ -84,7 +100,7 @@ impl Runtime {
         // The address of what has a role, with its size.
         let of = |role| {
             let mut its = used.iter().filter(|(_, symbol)| symbol.role == role);
-            its.find_map(|(_, symbol)| symbols.find(symbol.name))
+            its.find_map(|(_, symbol)| find(symbol.name))
         };
         // A function that is exported and not in the table is a layout that isn't known: no era then.
         let slot_of = |role| match of(role).zip(of("mesh_vtable")) {
@@ -101,14 +117,22 @@ impl Runtime {
         let delete = ["_ZdlPvm", "_ZdlPv"].into_iter().find_map(|name| object.bound(name));
         let mut path = [0; libc::PATH_MAX as usize];
         let its = object.path.to_bytes();
-        let length = its.len().min(path.len() - 1);
-        path[..length].copy_from_slice(&its[..length]);
+        if its.is_empty() {
+            // The program itself.
+            let (link, room) = (c"/proc/self/exe".as_ptr(), path.len() - 1);
+            // SAFETY: a C string, and so much room, of which it says how much it used.
+            unsafe { libc::readlink(link, path.as_mut_ptr().cast(), room) };
+        } else {
+            let length = its.len().min(path.len() - 1);
+            path[..length].copy_from_slice(&its[..length]);
+        }
         let mut build_id = [0; MOST_BUILD_ID];
-        let its = object.build_id().unwrap_or_default();
-        let length = its.len().min(build_id.len());
-        build_id[..length].copy_from_slice(&its[..length]);
+        let id = object.build_id().unwrap_or_default();
+        let length = id.len().min(build_id.len());
+        build_id[..length].copy_from_slice(&id[..length]);
         Runtime {
             path,
+            is_program: its.is_empty(),
             build_id: (build_id, length),
             present,
             addresses,
@@ -116,13 +140,13 @@ impl Runtime {
             used,
             id_slot,
             arch_slot,
-            operator_delete: delete.unwrap_or(0),
+            operator_delete: delete.unwrap_or(own_delete),
         }
     }
 }
 
 /// The name of the only symbol of `role`.
-fn of_role(role: &str) -> Option<&'static str> {
+pub fn of_role(role: &str) -> Option<&'static str> {
     SYMBOLS.iter().find(|symbol| symbol.role == role).map(|symbol| symbol.name)
 }
 
@@ -153,6 +177,8 @@ pub fn original(index: usize) -> usize {
 #[cold]
 fn locate(index: usize) -> usize {
     let _errno = KeepErrno::new();
+    // Of what was loaded without a word.
+    inline::look(false);
     let here = locate as *const () as usize;
     let vtable = of_role("mesh_vtable").unwrap_or_default();
     let mut originals = [0; COUNT];
@@ -171,9 +197,9 @@ fn locate(index: usize) -> usize {
         }
         let defines_it = || is_behind && symbols.find(SYMBOLS[index].name).is_some();
         if runtime.is_none() && symbols.find(vtable).is_some() {
-            runtime = Some(Runtime::of(object, &symbols));
+            runtime = Some(Runtime::of(object, &|name| symbols.find(name), 0));
         } else if definer.is_none() && defines_it() {
-            definer = Some(Runtime::of(object, &symbols));
+            definer = Some(Runtime::of(object, &|name| symbols.find(name), 0));
         }
         None::<()>
     });
@@ -181,7 +207,7 @@ fn locate(index: usize) -> usize {
         undefined(SYMBOLS[index].name);
     }
     for found in [&runtime, &definer].into_iter().flatten() {
-        keep_loaded(found.path());
+        found.keep_loaded();
     }
     if let Some(runtime) = runtime.or(definer) {
         publish(runtime);
@@ -193,7 +219,7 @@ fn locate(index: usize) -> usize {
 }
 
 /// Makes `runtime` the one that was found, unless there is one.
-fn publish(runtime: Runtime) {
+pub fn publish(runtime: Runtime) {
     let runtime = Box::into_raw(Box::new(runtime));
     let none = std::ptr::null_mut();
     if RUNTIME.compare_exchange(none, runtime, Ordering::AcqRel, Ordering::Acquire).is_err() {
@@ -203,7 +229,7 @@ fn publish(runtime: Runtime) {
 }
 
 /// Keeps the library loaded, since its functions' addresses are kept.
-fn keep_loaded(path: &CStr) {
+pub fn keep_loaded(path: &CStr) {
     if path.is_empty() {
         return;
     }

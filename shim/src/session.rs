@@ -12,13 +12,19 @@ use ttalloc_ring::clock::now_ns;
 use ttalloc_ring::errno::KeepErrno;
 use ttalloc_ring::record::{self, Body, Head};
 use ttalloc_ring::ring::{AttachError, Producer};
-use ttalloc_ring::{RING_VARIABLE, record::MAX_BYTES};
+use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE, record::MAX_BYTES};
+use ttalloc_symbols::SymbolSet;
 
+use crate::inline;
 use crate::reconcile::Watch;
 use crate::runtime::{MOST_BUILD_ID, Runtime};
 
 /// The ring's path, copied when this library is loaded: the program may change its environment.
 static RING_PATH: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
+/// The engine, copied with it: its place in [`Engine::ALL`].
+static ENGINE: AtomicU8 = AtomicU8::new(0);
+/// Whether both were copied.
+static REMEMBERED: AtomicU8 = AtomicU8::new(0);
 
 const NEW: u8 = 0;
 const ON: u8 = 1;
@@ -75,19 +81,54 @@ impl PerProcess {
     }
 }
 
-/// Copies the ring's path out of the environment. Runs when the library is loaded.
+/// Copies the ring's path and the engine out of the environment, the first time. Runs when the first
+/// library is loaded.
 pub extern "C" fn remember_environment() {
-    // SAFETY: a C string; at this time no other thread can be changing the environment.
-    let value: *const c_char = unsafe { libc::getenv(RING_VARIABLE.as_ptr()) };
-    if value.is_null() {
+    if REMEMBERED.swap(1, Ordering::AcqRel) != 0 {
         return;
     }
-    // SAFETY: getenv returned it, and nothing has changed the environment since.
-    let value = unsafe { CStr::from_ptr(value) }.to_bytes_with_nul();
-    // A path that is too long is none of ours; left empty, it leads nowhere.
-    if value.len() <= RING_PATH.len() {
-        for (to, from) in RING_PATH.iter().zip(value) {
-            to.store(*from, Ordering::Relaxed);
+    if let Some(value) = variable(RING_VARIABLE) {
+        let value = value.to_bytes_with_nul();
+        // A path that is too long is none of ours; left empty, it leads nowhere.
+        if value.len() <= RING_PATH.len() {
+            for (to, from) in RING_PATH.iter().zip(value) {
+                to.store(*from, Ordering::Relaxed);
+            }
+        }
+    }
+    // A name that is none stands for the default. The launcher refuses it.
+    let named = variable(ENGINE_VARIABLE).and_then(|value| {
+        Engine::ALL.iter().position(|engine| engine.name().as_bytes() == value.to_bytes())
+    });
+    ENGINE.store(named.unwrap_or_default() as u8, Ordering::Release);
+}
+
+/// The value of an environment variable.
+fn variable(name: &CStr) -> Option<&'static CStr> {
+    // SAFETY: a C string; at this time no other thread can be changing the environment.
+    let value: *const c_char = unsafe { libc::getenv(name.as_ptr()) };
+    // SAFETY: getenv returned it, and nothing changes the environment until it was copied.
+    (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) })
+}
+
+/// Whether there was a ring's path in the environment.
+pub fn has_ring() -> bool {
+    RING_PATH[0].load(Ordering::Relaxed) != 0
+}
+
+/// The engine that the environment named.
+pub fn engine() -> Engine {
+    let at = ENGINE.load(Ordering::Acquire);
+    Engine::ALL.get(usize::from(at)).copied().unwrap_or_default()
+}
+
+/// Announces this process before any hook is called: what can't be hooked may be all that it calls.
+pub fn announce_early() {
+    if STATE.load(Ordering::Acquire) == NEW && start() {
+        // SAFETY: set to a leaked box before STATE became ON, and never changed.
+        let session = unsafe { SESSION.load(Ordering::Acquire).as_ref() };
+        if let Some(session) = session.filter(|one| one.own.number.load(Ordering::Acquire) == 0) {
+            announce(session);
         }
     }
 }
@@ -100,15 +141,26 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder for a call of the hook of the symbol at `index`; None when nothing is to be recorded.
+    /// A recorder for a call of the hook of the symbol at `index`, which came by way of the dynamic linker;
+    /// None when nothing is to be recorded. A patched function records for itself.
     #[inline]
     pub fn for_call(index: usize) -> Option<Recorder> {
+        if inline::is_patched(index) { None } else { Recorder::for_patched(index) }
+    }
+
+    /// A recorder for a call of the patched function of the symbol at `index`.
+    #[inline]
+    pub fn for_patched(index: usize) -> Option<Recorder> {
         match STATE.load(Ordering::Acquire) {
             ON => {}
             OFF => return None,
             _ => {
                 if !start() {
                     return None;
+                }
+                // Not before: while it is being loaded, asking for it would begin to use it too soon.
+                if let Some(runtime) = Runtime::get() {
+                    runtime.keep_loaded();
                 }
             }
         }
@@ -315,5 +367,17 @@ fn announce(session: &'static Session) -> u32 {
     };
     let path = runtime.path().to_bytes();
     recorder.write_with_tail(&body, &path[..path.len().min(MAX_BYTES / 2)]);
+    let patched = inline::patched();
+    if patched != SymbolSet::default() {
+        recorder.write(&record::Patched { symbols: patched.0 });
+    }
+    for refused in inline::refused() {
+        recorder.write(&record::Refused {
+            symbol: refused.index as u32,
+            reason: refused.why as u32,
+            interposed: refused.interposed.into(),
+            reserved: 0,
+        });
+    }
     process
 }

@@ -46,6 +46,15 @@ impl Compiler {
         if words.is_empty() {
             words.push("c++".to_owned());
         }
+        Compiler::named(words)
+    }
+
+    /// clang, which compiles tt-metal's own releases; or why there is none.
+    pub fn clang() -> Result<Compiler, String> {
+        Compiler::named(vec!["clang++".to_owned()])
+    }
+
+    fn named(words: Vec<String>) -> Result<Compiler, String> {
         let mut compiler = Compiler { words, version: Vec::new() };
         match compiler.command().arg("--version").output() {
             Ok(output) if output.status.success() => {
@@ -53,7 +62,7 @@ impl Compiler {
                 Ok(compiler)
             }
             Ok(output) => Err(format!("{} --version: {}", compiler.words[0], output.status)),
-            Err(error) => Err(format!("{}: {error}; install g++ or set CXX", compiler.words[0])),
+            Err(error) => Err(format!("{}: {error}; install it, or set CXX", compiler.words[0])),
         }
     }
 
@@ -117,13 +126,6 @@ impl Standin {
         self.compiled(self.library, &LIBRARY, &flags)
     }
 
-    /// A program with the runtime inside, compiled with further options.
-    pub fn whole_program(&self, name: &str, further: &[&str]) -> PathBuf {
-        let source = format!("{name}.cpp");
-        let sources = [&LIBRARY[..], &[&source]].concat();
-        self.compiled(&[&[name, "whole"], further].concat().join("_"), &sources, further)
-    }
-
     /// A program, which is linked with the library.
     pub fn program(&self, name: &str) -> PathBuf {
         let library = self.library();
@@ -147,6 +149,32 @@ impl Standin {
     /// A program that loads a module with RTLD_LOCAL, and has neither the runtime nor a C++ library.
     pub fn host(&self) -> PathBuf {
         self.compiled("host", &["host.cpp"], &["-Wl,--as-needed", "-ldl"])
+    }
+
+    /// A program that holds the runtime. `further` are options for the linker.
+    pub fn whole_program(&self, name: &str, further: &[&str]) -> PathBuf {
+        let file = [&[name, "whole"], further].concat().join("_");
+        self.linked(&file, name, &[&["-Wl,--build-id"], further].concat())
+    }
+
+    /// The same as a module for [`Standin::host`], from which only its `main` can be seen.
+    pub fn whole_module(&self, name: &str) -> PathBuf {
+        let flags = ["-Wl,--build-id", "-shared"];
+        self.linked(&format!("{name}_whole.so"), name, &flags)
+    }
+
+    /// The file that a program and the runtime are together.
+    fn linked(&self, file: &str, program: &str, flags: &[&str]) -> PathBuf {
+        let program = format!("{program}.cpp");
+        let sources = LIBRARY.iter().copied().chain([program.as_str()]);
+        let objects: Vec<_> = sources
+            .map(|source| {
+                let flags = ["-c", "-fPIC", "-Dmain=__attribute__((visibility(\"default\")))main"];
+                self.compiled(&format!("{source}.o"), &[source], &flags)
+            })
+            .collect();
+        let objects = objects.iter().map(|object| object.to_str().expect("UTF-8"));
+        self.compiled(file, &[], &objects.chain(flags.iter().copied()).collect::<Vec<_>>())
     }
 
     /// The file `name`, which is compiled unless it is there: once, whoever asks at the same time.

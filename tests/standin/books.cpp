@@ -434,6 +434,7 @@ void book_close(const void* allocator, const std::vector<int>& chips) {
 
 void forget_books() {
     std::lock_guard lock(books().mutex);
+    std::erase_if(books().chips, [](const auto& chip) { return chip.second.open == 0; });
     for (auto& [id, chip] : books().chips) {
         for (Memory& memory : chip.memory) {
             Memory fresh;

@@ -29,7 +29,8 @@ CoreRangeSet cores(std::size_t x, std::size_t y, std::size_t width, std::size_t 
 CoreRangeSet two_parts() { return CoreRangeSet({CoreRange{{0, 0}, {7, 0}}, CoreRange{{0, 3}, {4, 3}}}); }
 
 // A program of these kernels, with a circular buffer of so many bytes.
-Program make(const std::vector<std::string>& kernels, std::uint32_t bytes, const CoreRangeSet& where = cores(0, 0, 8, 8)) {
+Program make(const std::vector<std::string>& kernels, std::uint32_t bytes,
+             const CoreRangeSet& where = cores(0, 0, 8, 8)) {
     Program program;
     for (const std::string& kernel : kernels) {
         program.impl().add_kernel(std::make_shared<Kernel>(kernel), HalProgrammableCoreType::TENSIX);
@@ -67,7 +68,8 @@ std::shared_ptr<Buffer> in_l1(IDevice* device, DeviceAddr pages, std::optional<S
 
 // Layouts: several buffers, other cores, views, and the other kinds; runs with and without a layout that stands.
 void layouts(const Mesh& mesh, MeshCommandQueue& queue) {
-    Program several = make({"reader_unary_interleaved_start_id", "writer", "compute_that_has_a_long_name", "writer"}, 4096);
+    Program several = make(
+        {"reader_unary_interleaved_start_id", "writer", "compute_that_has_a_long_name", "writer"}, 4096);
     several.impl().add_circular_buffer_(std::make_shared<CircularBufferImpl>(two_parts(), 2048 + 1));
     auto resized = std::make_shared<CircularBufferImpl>(cores(2, 2, 3, 1), 100);
     several.impl().add_circular_buffer_(resized);
@@ -339,7 +341,6 @@ void sub_devices(const Mesh& mesh, MeshCommandQueue& queue) {
         standin::plan(false);
     }
     mesh->clear_loaded_sub_device_manager();
-    mesh->load_sub_device_manager(small);
 }
 
 void global_objects(const Mesh& mesh) {
@@ -441,11 +442,13 @@ int main() {
     check(waitpid(child, &status, 0) == child && status == 0, "the child ends well");
     MeshWorkload last = on_all(mesh, make({"after the fork"}, 1111));
     EnqueueMeshWorkload(queue, last, false);
-    // A trace and a planned buffer go with the mesh; a program does not.
+    // A trace, a sub-device and a planned buffer go with the mesh; a program does not.
+    mesh->load_sub_device_manager(mesh->create_sub_device_manager(2, 96 * 1024));
+    auto local = in_l1(mesh.get(), 1, SubDeviceId{1});
+    local.reset();
     standin::plan(true);
     auto planned = MeshBuffer::create(mesh, 9 * PAGE, PAGE, BufferType::DRAM);
     standin::plan(false);
-    mesh->clear_loaded_sub_device_manager();
     mesh->close();
     standin::print_books();
     _exit(0);

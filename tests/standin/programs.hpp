@@ -120,7 +120,8 @@ private:
 class Program {
 public:
     Program() : impl_(new detail::ProgramImpl) {}
-    Program(Program&& other) : impl_(std::exchange(other.impl_, std::shared_ptr<detail::ProgramImpl>(new detail::ProgramImpl))) {}
+    Program(Program&& other) :
+        impl_(std::exchange(other.impl_, std::shared_ptr<detail::ProgramImpl>(new detail::ProgramImpl))) {}
     detail::ProgramImpl& impl() { return *impl_; }
 
 private:

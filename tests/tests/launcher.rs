@@ -266,6 +266,37 @@ fn installed() -> TempDir {
 // Programs that have nothing to do with tt-metal.
 
 #[test]
+fn the_engine_comes_from_the_option_or_the_environment() {
+    let folder = folder();
+    let said = |engine: &[&str], variable: Option<&str>| {
+        let mut command = launcher(folder.path());
+        command.args(["--quiet", "--no-report"]).args(engine);
+        command.args(["sh", "-c", "echo ${TTALLOC_ENGINE-none}"]).env_remove("TTALLOC_ENGINE");
+        command.envs(variable.map(|value| ("TTALLOC_ENGINE", value)));
+        finish(&mut command)
+    };
+    for (engine, variable, expected) in [
+        // Unset, it is auto.
+        (&[][..], None, "none\n"),
+        (&[][..], Some("auto"), "none\n"),
+        (&[][..], Some("preload"), "preload\n"),
+        (&["--engine", "inline"][..], None, "inline\n"),
+        (&["--engine", "auto"][..], Some("preload"), "none\n"),
+    ] {
+        assert_eq!(text(&said(engine, variable).stdout), expected, "{engine:?} {variable:?}");
+    }
+    for (engine, variable) in [(&["--engine", "frida"][..], None), (&[][..], Some("frida"))] {
+        let output = said(engine, variable);
+        assert_eq!((code(output.status), output.stdout.len()), (125, 0));
+        let message = text(&output.stderr);
+        assert!(
+            message.contains("frida") && message.contains("auto, preload or inline"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn unrelated_programs_run_as_they_do_alone() {
     let cases: [(&[&str], Exit); 14] = [
         (&["ls"], Exit::Code(0)),

@@ -19,7 +19,7 @@ use serde_json::Value;
 use ttalloc::demo::cluster::{Arch, Cluster};
 use ttalloc::ledger::MemoryType;
 use ttalloc::programs::BufferKind;
-use ttalloc::report::{CrossCheck, CrossCheckState, Exit, Program, Report};
+use ttalloc::report::{CrossCheck, CrossCheckState, Exit, HookEngine, Program, Report};
 use ttalloc_tests::real::{available, run_python_with, runtime};
 use ttalloc_tests::standin::Compiler;
 use ttalloc_tests::{Run, hardware};
@@ -87,10 +87,16 @@ fn cases() -> Vec<Trial> {
                 let Some(cluster) = Cluster::of(arch, chips) else { continue };
                 let with = if counters { "counters" } else { "no_counters" };
                 let name = format!("equal::{release}::{arch:?}_{chips}::{with}").to_lowercase();
-                let case = move || agrees_with_the_runtime(release, era, cluster, counters);
+                let case = move || agrees_with_the_runtime(release, era, cluster, counters, "auto");
                 cases.push(Trial::test(name, case));
             }
         }
+        // No release needs it, but all of their functions can be patched.
+        let case = move || {
+            let cluster = Cluster::of(Arch::Wormhole, 8).ok_or("no such cluster")?;
+            agrees_with_the_runtime(release, era, cluster, true, "inline")
+        };
+        cases.push(Trial::test(format!("patched::{release}"), case));
     }
     for (release, _) in RELEASES {
         let case = move || reconciled(release);
@@ -173,20 +179,24 @@ fn agrees_with_the_runtime(
     era: &str,
     cluster: Cluster,
     counters: bool,
+    engine: &str,
 ) -> Result<(), Failed> {
     let run = scenario(release, cluster, &["all"], |command| {
+        command.env("TTALLOC_ENGINE", engine);
         if !counters {
             command.env("TT_METAL_SHM_TRACKING_DISABLED", "1");
         }
     });
-    agrees(&run, era, CHECKPOINTS)
+    let expected = if engine == "inline" { HookEngine::Inline } else { HookEngine::Preload };
+    agrees(&run, era, CHECKPOINTS, expected)
 }
 
 fn agrees_on_hardware(release: &str, era: &str, cluster: Cluster) -> Result<(), Failed> {
     let names: Vec<_> = ON_HARDWARE.iter().map(|(name, _)| *name).collect();
     let run =
         on_hardware(HARDWARE, release, cluster, &[&["all"], names.as_slice()].concat(), |_| {})?;
-    agrees(&run, era, ON_HARDWARE.iter().map(|(_, checkpoints)| checkpoints).sum())
+    let checkpoints = ON_HARDWARE.iter().map(|(_, checkpoints)| checkpoints).sum();
+    agrees(&run, era, checkpoints, HookEngine::Preload)
 }
 
 fn agrees_per_core(release: &str, era: &str, cluster: Cluster) -> Result<(), Failed> {
@@ -194,11 +204,11 @@ fn agrees_per_core(release: &str, era: &str, cluster: Cluster) -> Result<(), Fai
     let run = on_hardware(HARDWARE, release, cluster, &["all", name], |command| {
         command.env("TT_METAL_ALLOCATOR_MODE_HYBRID", "1");
     })?;
-    agrees(&run, era, checkpoints)
+    agrees(&run, era, checkpoints, HookEngine::Preload)
 }
 
 /// Holds a run against all that it printed, `checkpoints` lines.
-fn agrees(run: &Run, era: &str, checkpoints: usize) -> Result<(), Failed> {
+fn agrees(run: &Run, era: &str, checkpoints: usize, engine: HookEngine) -> Result<(), Failed> {
     if !run.output.status.success() {
         return Err(run.describe().into());
     }
@@ -215,6 +225,14 @@ fn agrees(run: &Run, era: &str, checkpoints: usize) -> Result<(), Failed> {
         let found = process.and_then(|process| process.runtime.as_ref()?.era.as_deref());
         if found != Some(era) {
             wrong.push(format!("{at}: era {found:?} instead of {era}"));
+        }
+        let runtime = process.and_then(|process| process.runtime.as_ref()).ok_or("no runtime")?;
+        let is_refused = |symbol: &str| runtime.refused.iter().any(|one| one.symbol == symbol);
+        for hook in runtime.hooks.iter().filter(|hook| hook.engine != engine) {
+            // What can't be patched is interposed, and said to be.
+            if engine == HookEngine::Preload || !is_refused(&hook.symbol) {
+                wrong.push(format!("{at}: {hook:?}"));
+            }
         }
     }
     integrity(run.report(), &mut |what| wrong.push(what));

@@ -14,8 +14,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use object::{Object, ObjectSymbol};
 use serde_json::Value;
 use ttalloc::ledger::MemoryType;
-use ttalloc::report::{Exit, Occasion, Process, Report};
-use ttalloc_symbols::{Era, SYMBOLS, Symbol};
+use ttalloc::report::{Exit, HookEngine, Occasion, Process, Report};
+use ttalloc_symbols::{Era, SYMBOLS, Symbol, Use};
 use ttalloc_tests::releases::facts;
 use ttalloc_tests::standin::{Compiler, Standin};
 use ttalloc_tests::{Run, programs, read_report, run};
@@ -58,7 +58,7 @@ const CASES: &[(&str, Case)] = &[
 const FIRST_RELEASE: &[(&str, FirstCase)] = &[
     ("exports_what_the_release_does", |standin| check_exports(standin, "0.60.1")),
     ("matmul", |standin| check_matmul(standin, Era::A)),
-    ("storm", |standin| check_storm(standin, Era::A)),
+    ("storm", |standin| check_storm(&run(&standin.program("storm"), |_| {}), Era::A)),
     ("lifecycle", |standin| {
         check_lifecycle(&run(&standin.program("lifecycle"), |_| {}), Era::A);
     }),
@@ -79,23 +79,56 @@ const FIRST_RELEASE: &[(&str, FirstCase)] = &[
 /// What the stand-in's chips are.
 const ARCH: &str = "wormhole_b0";
 
+/// What a build in which calls don't go through the PLT is tested with.
+type BuildCase = fn(&Compiler, Era, Build);
+
+const BUILD_CASES: &[(&str, BuildCase)] = &[
+    ("storm", built_storm),
+    ("lifecycle", built_lifecycle),
+    ("exceptions", built_exceptions),
+    ("forked", built_forked),
+];
+
+const BUILDS: &[(&str, Build)] = &[
+    ("symbolic", Build::Symbolic),
+    ("symbolic_functions", Build::SymbolicFunctions),
+    ("hidden_module", Build::HiddenModule),
+    ("whole_program", Build::WholeProgram),
+];
+
+/// Other cases of such builds, of one era.
+const OTHER_BUILD_CASES: &[(&str, Case)] = &[
+    ("stripped_program", stripped_program),
+    ("lto_program", lto_program),
+    ("lto_library", lto_library),
+    ("inline_where_not_needed", inline_where_not_needed),
+    ("preload_where_not_enough", preload_where_not_enough),
+    ("ignored_arguments", ignored_arguments),
+    ("patched_without_ring", patched_without_ring),
+    ("patched_and_interposed", patched_and_interposed),
+];
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let compiler = Compiler::find();
-    if let Err(why) = &compiler {
-        eprintln!("\nTHE TESTS ON THE STAND-IN RUNTIME NEED A C++ COMPILER: {why}\n");
-        if std::env::var_os("CI").is_some() {
-            return ExitCode::FAILURE;
+    let (compiler, clang) = (Compiler::find(), Compiler::clang());
+    for (compiler, what) in [(&compiler, "A C++ COMPILER"), (&clang, "CLANG, SOME OF THEM")] {
+        if let Err(why) = compiler {
+            eprintln!("\nTHE TESTS ON THE STAND-IN RUNTIME NEED {what}: {why}\n");
+            if std::env::var_os("CI").is_some() {
+                return ExitCode::FAILURE;
+            }
         }
     }
-    let mut trials = Vec::new();
+    let no_compiler = compiler.is_err();
+    let mut trials = build_trials("cxx", &compiler);
+    trials.extend(build_trials("clang", &clang));
     for &(name, case) in CASES {
         for era in [Era::A, Era::B, Era::C] {
             let compiler = compiler.clone();
             let runner =
                 move || compiler.map(|compiler| case(&compiler, era)).map_err(Failed::from);
             let name = format!("{name}::{}", era.letter().to_lowercase());
-            trials.push(Trial::test(name, runner));
+            trials.push(Trial::test(name, runner).with_ignored_flag(no_compiler));
         }
     }
     for &(name, case) in FIRST_RELEASE {
@@ -110,6 +143,35 @@ fn main() -> ExitCode {
     let no_compiler = compiler.is_err();
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(no_compiler)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The cases of builds in which calls don't go through the PLT.
+fn build_trials(name: &str, compiler: &Result<Compiler, String>) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let mut add = |case: String, run: Box<dyn FnOnce(&Compiler) + Send>| {
+        let compiler = compiler.clone();
+        let is_missing = compiler.is_err();
+        let runner = move || compiler.map(|compiler| run(&compiler)).map_err(Failed::from);
+        let name = format!("built::{name}::{case}");
+        trials.push(Trial::test(name, runner).with_ignored_flag(is_missing));
+    };
+    for &(of_build, build) in BUILDS {
+        for &(of_case, case) in BUILD_CASES {
+            // The eras differ by name, which it takes one build and case to show.
+            let eras: &[Era] = match (build, of_case) {
+                (Build::WholeProgram, "lifecycle") => &[Era::A, Era::B, Era::C],
+                _ => &[Era::C],
+            };
+            for &era in eras {
+                let case_name = format!("{of_build}::{of_case}::{}", era.letter().to_lowercase());
+                add(case_name, Box::new(move |compiler| case(compiler, era, build)));
+            }
+        }
+    }
+    for &(of_case, case) in OTHER_BUILD_CASES {
+        add(format!("{of_case}::c"), Box::new(move |compiler| case(compiler, Era::C)));
+    }
+    trials
 }
 
 fn standin(compiler: &Compiler, era: Era, further: &[&str]) -> Standin {
@@ -173,7 +235,9 @@ fn check_laid_out(standin: &Standin, era: Era) {
     let [same] = &*same else { panic!("{same:?}") };
     assert_eq!((same.objects, same.runs, same.live), (400, 440, 5));
     // The programs that the figures of a chip name are those.
-    for device in &report.devices {
+    let devices = || report.devices.iter().filter(|device| device.circular_buffers.is_some());
+    assert_eq!(devices().count(), 4 + 1 + 4, "the mesh's and a single chip, and the child's");
+    for device in devices() {
         let circular = device.circular_buffers.as_ref().unwrap();
         let named = |place: Option<u64>| &report.programs[usize::try_from(place.unwrap()).unwrap()];
         let (largest, headroom) = (circular.largest.as_ref(), circular.headroom.as_ref());
@@ -203,12 +267,12 @@ fn check_matmul(standin: &Standin, era: Era) {
 }
 
 fn storm(compiler: &Compiler, era: Era) {
-    check_storm(&standin(compiler, era, &[]), era);
+    check_storm(&run(&standin(compiler, era, &[]).program("storm"), |_| {}), era);
 }
 
-fn check_storm(standin: &Standin, era: Era) {
-    let run = run(&standin.program("storm"), |_| {});
-    let report = whole(&run, era);
+#[track_caller]
+fn check_storm(run: &Run, era: Era) {
+    let report = whole(run, era);
     let mut expected = printed(&run.output).remove(0);
     let mut found = books_of(report, report.processes[0].pid);
     // Between the runtime's doing and our record of it another thread may act, so that our peak may be
@@ -246,8 +310,12 @@ fn check_lifecycle(run: &Run, era: Era) {
 }
 
 fn forked(compiler: &Compiler, era: Era) {
-    let run = run(&standin(compiler, era, &[]).program("fork"), |_| {});
-    let report = tracked(&run, era, ARCH);
+    check_forked(&run(&standin(compiler, era, &[]).program("fork"), |_| {}), era);
+}
+
+#[track_caller]
+fn check_forked(run: &Run, era: Era) {
+    let report = tracked(run, era, ARCH);
     let [parent, child] = &*report.processes else { panic!("{:?}", report.processes) };
     assert_eq!(child.parent_pid, parent.pid);
     let [of_child, of_parent] = &*printed(&run.output) else { panic!("{}", run.describe()) };
@@ -411,9 +479,255 @@ fn endless(compiler: &Compiler, era: Era) {
     assert_eq!(integrity.dropped + integrity.torn + integrity.unknown_frees, 0);
 }
 
+/// How the runtime is built.
+#[derive(Clone, Copy, PartialEq)]
+enum Build {
+    /// A library that is linked with -Bsymbolic.
+    Symbolic,
+    /// One that is linked with -Bsymbolic-functions, which leaves no mark in the file.
+    SymbolicFunctions,
+    /// All in one library that is loaded with RTLD_LOCAL and exports nothing of tt-metal.
+    HiddenModule,
+    /// All in one program.
+    WholeProgram,
+}
+
+impl Build {
+    /// Runs a program of the stand-in's, without the launcher and with it.
+    fn run(self, compiler: &Compiler, era: Era, name: &str) -> (Output, Run) {
+        let (program, arguments) = match self {
+            Build::Symbolic => (optimised(compiler, era, "-Wl,-Bsymbolic").program(name), vec![]),
+            Build::SymbolicFunctions => {
+                let standin = optimised(compiler, era, "-Wl,-Bsymbolic-functions");
+                (standin.program(name), vec![])
+            }
+            Build::HiddenModule => {
+                let standin = optimised(compiler, era, "-fvisibility=hidden");
+                (standin.host(), vec![standin.whole_module(name)])
+            }
+            Build::WholeProgram => {
+                // In era B a function that is called once has another do its work. What a compiler
+                // puts into its callers nobody can see.
+                let inlining: &[&str] = if era == Era::B { &["-fno-inline"] } else { &[] };
+                let options = [&["-O2", "-fvisibility=hidden"][..], inlining].concat();
+                (standin(compiler, era, &options).whole_program(name, &[]), vec![])
+            }
+        };
+        let alone = Command::new(&program).args(&arguments).output().unwrap();
+        let run = run(&program, |command| {
+            command.args(&arguments);
+        });
+        (alone, run)
+    }
+}
+
+/// As released software is compiled; gcc has -fipa-ra with it.
+fn optimised(compiler: &Compiler, era: Era, option: &str) -> Standin {
+    standin(compiler, era, &["-O2", option])
+}
+
+fn built_storm(compiler: &Compiler, era: Era, build: Build) {
+    let (_, run) = build.run(compiler, era, "storm");
+    check_storm(&run, era);
+    check_patched(&run, build);
+}
+
+fn built_lifecycle(compiler: &Compiler, era: Era, build: Build) {
+    let (alone, run) = build.run(compiler, era, "lifecycle");
+    assert_same(&run.output, &alone);
+    check_lifecycle(&run, era);
+    check_patched(&run, build);
+}
+
+fn built_exceptions(compiler: &Compiler, era: Era, build: Build) {
+    let (alone, run) = build.run(compiler, era, "exceptions");
+    check_exceptions(&run, &alone, era, 1);
+    check_patched(&run, build);
+}
+
+fn built_forked(compiler: &Compiler, era: Era, build: Build) {
+    let (_, run) = build.run(compiler, era, "fork");
+    check_forked(&run, era);
+    check_patched(&run, build);
+}
+
+/// Every function was patched. Where the runtime is hidden, those that nothing calls are named.
+#[track_caller]
+fn check_patched(run: &Run, build: Build) {
+    let is_hidden = matches!(build, Build::HiddenModule | Build::WholeProgram);
+    for process in &run.report().processes {
+        let runtime = process.runtime.as_ref().unwrap();
+        for hook in &runtime.hooks {
+            // -Bsymbolic-functions is known by what calls directly.
+            let by_others = build == Build::SymbolicFunctions && hook.engine == HookEngine::Preload;
+            assert!(by_others || hook.engine == HookEngine::Inline, "{hook:?}");
+        }
+        let roles: BTreeSet<_> = runtime.hooks.iter().map(|hook| &*hook.role).collect();
+        for role in ["allocate", "deallocate", "mesh_impl_open", "mesh_open"] {
+            let hook = runtime.hooks.iter().find(|hook| hook.role == role);
+            assert!(roles.contains(role) || role.starts_with("mesh"), "{role}");
+            assert!(hook.is_none_or(|hook| hook.engine == HookEngine::Inline || !is_hidden));
+        }
+        for refused in &runtime.refused {
+            let is_uncalled = refused.reason.contains("is never called where it is defined");
+            assert!(is_hidden && is_uncalled, "{refused:?}");
+        }
+    }
+}
+
+/// Without symbols there is nothing to patch, which the report says.
+fn stripped_program(compiler: &Compiler, era: Era) {
+    let program =
+        optimised(compiler, era, "-fvisibility=hidden").whole_program("exceptions", &["-s"]);
+    let alone = Command::new(&program).output().unwrap();
+    let run = run(&program, |_| {});
+    assert_same(&run.output, &alone);
+    let report = run.report();
+    let [problem] = &*report.integrity.problems else { panic!("{:?}", report.integrity) };
+    let path = program.canonicalize().unwrap();
+    assert!(problem.contains(path.to_str().unwrap()), "{problem}");
+    assert!(problem.contains("the symbol table (.symtab) was stripped"), "{problem}");
+    assert!(!report.integrity.complete);
+    let runtime = report.processes[0].runtime.as_ref().unwrap();
+    assert_eq!((&runtime.era, runtime.hooks.len()), (&None, 0));
+    let refused: BTreeSet<_> = runtime.refused.iter().map(|refused| &*refused.role).collect();
+    let hooked = |symbol: &&Symbol| symbol.usage == Use::Hook && symbol.eras.contains(era);
+    let all: BTreeSet<_> = SYMBOLS.iter().filter(hooked).map(|symbol| symbol.role).collect();
+    assert_eq!(refused, all);
+    assert!(run.stderr().contains("stripped"), "{}", run.describe());
+}
+
+/// Link-time optimisation of all in one: what it left of each function is tracked, what it did away with
+/// is named.
+fn lto_program(compiler: &Compiler, era: Era) {
+    let standin = standin(compiler, era, &["-O2", "-flto", "-fvisibility=hidden"]);
+    check_lto(&standin.whole_program("lifecycle", &[]), era);
+}
+
+/// The same of a library, which keeps its functions for others, but need not call them itself.
+fn lto_library(compiler: &Compiler, era: Era) {
+    let standin = standin(compiler, era, &["-O2", "-flto", "-Wl,-Bsymbolic"]);
+    check_lto(&standin.program("lifecycle"), era);
+}
+
+#[track_caller]
+fn check_lto(program: &Path, era: Era) {
+    let alone = Command::new(program).output().unwrap();
+    let run = run(program, |_| {});
+    assert_same(&run.output, &alone);
+    let report = run.report();
+    let problems = report.integrity.problems.join("\n");
+    let runtime = report.processes[0].runtime.as_ref().unwrap();
+    if runtime.era.is_none() {
+        assert!(problems.contains("was not tracked"), "{problems}");
+        assert!(report.devices.is_empty());
+        return;
+    }
+    assert_eq!(runtime.era.as_deref(), Some(era.letter()));
+    let calls = &lines_of_books(&run.output)[0]["calls"];
+    let mut lost = 0;
+    for (role, expected) in calls.as_object().unwrap() {
+        let expected = expected.as_u64().unwrap();
+        let found = calls_of(&report.processes[0], role).unwrap_or(0);
+        assert!(found <= expected, "{role} was called {expected} times, and recorded {found}");
+        if found < expected && role != "create" {
+            lost += 1;
+            let is_named = runtime.refused.iter().any(|refused| refused.role == *role);
+            assert!(is_named, "{found} of {expected} calls of {role} were seen: {problems}");
+        }
+    }
+    if lost == 0 {
+        assert_books(&books_of(report, report.processes[0].pid), &printed(&run.output)[0]);
+    }
+}
+
+/// The user may have everything patched, also what interposition reaches.
+fn inline_where_not_needed(compiler: &Compiler, era: Era) {
+    let program = optimised(compiler, era, "-fsemantic-interposition").program("lifecycle");
+    let run = ttalloc_tests::run(Path::new("env"), |command| {
+        command.arg(&program).env("TTALLOC_ENGINE", "inline");
+    });
+    check_lifecycle(&run, era);
+    let hooks = &run.report().processes[0].runtime.as_ref().unwrap().hooks;
+    assert!(hooks.iter().all(|hook| hook.engine == HookEngine::Inline), "{hooks:?}");
+    let run = ttalloc_tests::run(&program, |_| {});
+    check_lifecycle(&run, era);
+    let hooks = &run.report().processes[0].runtime.as_ref().unwrap().hooks;
+    assert!(hooks.iter().all(|hook| hook.engine == HookEngine::Preload), "{hooks:?}");
+}
+
+/// Nor does anybody have to have anything patched; but the report says what that costs.
+fn preload_where_not_enough(compiler: &Compiler, era: Era) {
+    let standin = optimised(compiler, era, "-fvisibility=hidden");
+    for (program, module) in [
+        (standin.whole_program("exceptions", &[]), None),
+        (standin.host(), Some(standin.whole_module("exceptions"))),
+    ] {
+        let alone = Command::new(&program).args(&module).output().unwrap();
+        let run = run(&program, |command| {
+            command.args(&module).env("TTALLOC_ENGINE", "preload");
+        });
+        assert_same(&run.output, &alone);
+        let report = run.report();
+        let [problem, ..] = &*report.integrity.problems else { panic!("{}", run.describe()) };
+        assert!(problem.starts_with("calls of allocate, deallocate, "), "{problem}");
+        assert!(problem.contains("the engine `preload` patches nothing"), "{problem}");
+        assert!(problem.contains("allocations are missing"), "{problem}");
+        assert!(report.devices.is_empty() && !report.integrity.complete);
+        let runtime = report.processes[0].runtime.as_ref().unwrap();
+        assert!(runtime.hooks.is_empty(), "{:?}", runtime.hooks);
+    }
+}
+
+/// A function that ignores what its hook needs to know is refused: callers need not pass that. The rest
+/// is tracked.
+fn ignored_arguments(compiler: &Compiler, era: Era) {
+    let options = ["-O2", "-fvisibility=hidden", "-DIGNORES_ITS_MESH"];
+    let program = standin(compiler, era, &options).whole_program("storm", &[]);
+    let run = run(&program, |_| {});
+    assert_eq!(run.report().exit, Exit::Code(0), "{}", run.describe());
+    let runtime = run.report().processes[0].runtime.as_ref().unwrap();
+    let ignoring = runtime.refused.iter().filter(|one| one.reason.contains("ignores an argument"));
+    let roles: BTreeSet<_> = ignoring.map(|one| &*one.role).collect();
+    assert_eq!(roles, BTreeSet::from(["mesh_impl_close", "mesh_impl_open"]));
+    let problems = run.report().integrity.problems.join("\n");
+    assert!(problems.contains("calls of mesh_impl_open, mesh_impl_close"), "{problems}");
+    let calls = &lines_of_books(&run.output)[0]["calls"];
+    let found = calls_of(&run.report().processes[0], "allocate");
+    assert_eq!(found, calls["allocate"].as_u64());
+}
+
+/// Without a launcher nothing is touched, whatever the engine.
+fn patched_without_ring(compiler: &Compiler, era: Era) {
+    let program = optimised(compiler, era, "-fvisibility=hidden").whole_program("exceptions", &[]);
+    let alone = Command::new(&program).output().unwrap();
+    for engine in ["auto", "preload", "inline", "nonsense", ""] {
+        for ring in [None, Some("/no/such/file"), Some("/dev/null")] {
+            let mut command = Command::new(&program);
+            command.env("LD_PRELOAD", &programs().shim).env("TTALLOC_ENGINE", engine);
+            command.envs(ring.map(|ring| ("TTALLOC_RING", ring)));
+            assert_same(&command.output().unwrap(), &alone);
+        }
+    }
+}
+
+/// What another preloaded library interposes it sees, and we see it once, although both the PLT and a
+/// patch lead to us.
+fn patched_and_interposed(compiler: &Compiler, era: Era) {
+    let standin = optimised(compiler, era, "-fsemantic-interposition");
+    let is_allocate = |symbol: &&Symbol| symbol.role == "allocate" && symbol.eras.contains(era);
+    let name = SYMBOLS.iter().find(is_allocate).unwrap().name;
+    let library = standin.preloaded("interposer", &[&format!("-DNAME=\"{name}\"")]);
+    let run = run(&standin.program("matmul_multicore_reuse"), |command| {
+        command.env("LD_PRELOAD", &library).env("TTALLOC_ENGINE", "inline");
+    });
+    assert!(run.stderr().contains("3 calls"), "{}", run.describe());
+    assert_eq!(whole(&run, era).devices[0].memory[0].allocations, 3);
+}
+
 /// A runtime that lacks something required is left alone, and the report says what it lacks.
 fn symbol_missing(compiler: &Compiler, era: Era) {
-    let program = standin(compiler, era, &["-DWITHOUT_NUM_BANKS"]).program("exceptions");
+    let program = standin(compiler, era, &["-DWITHOUT_NUM_BANKS", "-s"]).program("exceptions");
     let alone = Command::new(&program).output().unwrap();
     let run = run(&program, |_| {});
     assert_same(&run.output, &alone);
@@ -655,9 +969,7 @@ fn tracked<'a>(run: &'a Run, era: Era, arch: &str) -> &'a Report {
     for process in &report.processes {
         let runtime = process.runtime.as_ref().unwrap_or_else(|| panic!("{}", run.describe()));
         assert_eq!(runtime.era.as_deref(), Some(era.letter()));
-        let library = runtime.path.rsplit('/').next().unwrap();
-        assert!(["libtt_metal.so", "_ttnncpp.so"].contains(&library), "{}", runtime.path);
-        assert!(runtime.build_id.is_some());
+        assert!(Path::new(&runtime.path).is_file() && runtime.build_id.is_some());
     }
     assert!(report.devices.iter().all(|device| device.arch == arch));
     report

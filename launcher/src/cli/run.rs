@@ -10,6 +10,7 @@ use crate::run::{self, DEFAULT_REPORT, Options, Written};
 use crate::summary::{one_line, summary};
 use clap::Parser;
 use clap::error::ErrorKind;
+use ttalloc_ring::Engine;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -22,7 +23,11 @@ program isn't found, 126 when it can't be run, 125 when ttalloc-run itself fails
 standard error says why, and the program was not started, unless it says that the report is lost.
 
 Environment:
-  TTALLOC_SHIM   the preload library, if it is not beside ttalloc-run, in deps/ or in ../lib/";
+  TTALLOC_SHIM    the preload library, if it is not beside ttalloc-run, in deps/ or in ../lib/
+  TTALLOC_ENGINE  the engine, where --engine doesn't name one";
+
+/// [`ttalloc_ring::ENGINE_VARIABLE`], as clap needs it.
+const ENGINE: &str = "TTALLOC_ENGINE";
 
 /// Runs a program that uses tt-metal or ttnn, and reports what every chip's memory held: a summary on
 /// standard error, and a JSON report.
@@ -46,10 +51,19 @@ struct Arguments {
     /// Compare what is live at the end with the counters that tt-metal keeps itself, from 0.70.1 on
     #[arg(long)]
     cross_check: bool,
+    /// How calls are seen: by interposition, and by patching the functions that it can't reach (auto);
+    /// by interposition alone (preload); or by patching wherever that can be done (inline)
+    #[arg(long, value_name = "ENGINE", env = ENGINE, value_parser = engine, default_value = "auto")]
+    engine: Engine,
 
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
+}
+
+fn engine(name: &str) -> Result<Engine, String> {
+    let found = Engine::ALL.into_iter().find(|engine| engine.name() == name);
+    found.ok_or_else(|| "it is auto, preload or inline".to_owned())
 }
 
 /// Runs the program that the command line names.
@@ -67,6 +81,7 @@ pub fn main() -> ExitCode {
         command: arguments.command,
         report: (!arguments.no_report).then_some(arguments.report),
         cross_check: arguments.cross_check,
+        engine: arguments.engine,
     };
     let outcome = match run::run(&options) {
         Ok(outcome) => outcome,
@@ -116,4 +131,12 @@ fn tell(text: &str) {
 /// Writes to standard error. Where that is closed, there is nobody to tell.
 fn print(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_engines_variable_is_the_preload_librarys() {
+        assert_eq!(ttalloc_ring::ENGINE_VARIABLE.to_str(), Ok(super::ENGINE));
+    }
 }

@@ -16,9 +16,9 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ttalloc_ring::RING_VARIABLE;
 use ttalloc_ring::clock::now_ns;
 use ttalloc_ring::ring::{Consumer, DEFAULT_SLOTS};
+use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
 
 use self::destination::Destination;
 use self::program::ProgramError;
@@ -50,6 +50,8 @@ pub struct Options {
     pub report: Option<PathBuf>,
     /// Whether to compare with the counters that tt-metal keeps itself.
     pub cross_check: bool,
+    /// How calls are seen.
+    pub engine: Engine,
 }
 
 /// A run that took place.
@@ -130,6 +132,12 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         .args(&options.command[1..])
         .env(PRELOAD_VARIABLE, preload(&library))
         .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.path());
+    let variable = OsStr::new(ENGINE_VARIABLE.to_str().unwrap_or_default());
+    match options.engine {
+        // What the preload library does unasked.
+        Engine::Auto => command.env_remove(variable),
+        engine => command.env(variable, engine.name()),
+    };
     signals.pass_on(&mut command);
     let (started, started_ns) = (jiff::Timestamp::now(), now_ns());
     let child = command.spawn().map_err(|why| {
