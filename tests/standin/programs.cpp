@@ -368,8 +368,8 @@ void global_objects(const Mesh& mesh) {
     auto created = experimental::CreateGlobalCircularBuffer(device, mapping, 3000, BufferType::L1);
 #endif
 #if ERA > 1
-    auto prefetched =
-        experimental::CreateGlobalCircularBufferForTensorPrefetcher(*mesh, {{3, rectangle}}, 5000, BufferType::L1, false);
+    auto prefetched = experimental::CreateGlobalCircularBufferForTensorPrefetcher(
+        *mesh, {{3, rectangle}}, 5000, BufferType::L1, false);
 #endif
     auto data = in_l1(mesh.get(), 1);
 }

@@ -1,7 +1,7 @@
 // A stand-in for tt-metal's runtime: its exported names for what ttalloc hooks and calls, and behind them
 // an allocator, buffers and devices that behave as the real ones do where that matters. There is no
 // hardware and no data. ERA chooses the family of releases, as ttalloc's catalogue of symbols has them;
-// FIRST_RELEASE those of 0.60.1, which are of era A but for one. WITHOUT_NUM_BANKS, WITHOUT_DEVICE and
+// FIRST_RELEASE 0.60.1, of era A but for a few names and with less. WITHOUT_NUM_BANKS, WITHOUT_DEVICE and
 // WITHOUT_OPTIONAL keep functions from being exported.
 #pragma once
 
