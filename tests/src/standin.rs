@@ -112,8 +112,8 @@ impl Standin {
         Standin { compiler: compiler.clone(), folder, options, library: "libtt_metal.so" }
     }
 
-    /// The stand-in of 0.60.1, which is of era A: the runtime is in `_ttnncpp.so`, and one function is
-    /// spelled otherwise.
+    /// The stand-in of 0.60.1, which is of era A: the runtime is in `_ttnncpp.so`, some functions are
+    /// spelled otherwise, and some are not there yet.
     pub fn first_release(compiler: &Compiler, cache: &Path) -> Standin {
         let standin = Standin::new(compiler, cache, Era::A, &["-DFIRST_RELEASE"]);
         Standin { library: "_ttnncpp.so", ..standin }

@@ -204,6 +204,7 @@ DeviceAddr ALLOCATOR::get_base_allocator_addr(const HalMemType& memory) const {
     return memory == HalMemType::L1 ? L1_BASE : DRAM_BASE;
 }
 
+#ifndef FIRST_RELEASE
 AllocatorState ALLOCATOR::extract_state() const {
     std::lock_guard lock(mutex_);
     AllocatorState state;
@@ -238,6 +239,7 @@ void ALLOCATOR::override_state(const AllocatorState& state) {
         }
     }
 }
+#endif
 
 void ALLOCATOR::shrink_l1(DeviceAddr bytes) {
     std::lock_guard lock(mutex_);
@@ -282,12 +284,14 @@ DeviceAddr ALLOCATOR::allocate_per_core(Buffer* buffer, DeviceAddr bytes) {
     return of_first;
 }
 
+#ifndef FIRST_RELEASE
 const std::vector<std::pair<DeviceAddr, DeviceAddr>>& AllocatorState::get_allocated_regions(
     BufferType type) const {
     return regions_.at(type);
 }
 
 bool AllocatorState::has_buffer_type(BufferType type) const { return regions_.contains(type); }
+#endif
 
 ALLOCATOR::Space& ALLOCATOR::space(BufferType type) {
     if (type == BufferType::SYSTEM_MEMORY) {

@@ -26,8 +26,8 @@ constexpr std::array ROLE_NAMES = {
     "override_state", "load_sub_devices", "clear_sub_devices", "plan", "unplan", "add_kernel",
     "lay_out_circular", "lay_out_dataflow", "lay_out_scratchpads", "circular_buffer", "mark_address",
     "add_circular_buffer", "validate_region", "enlist", "enqueue", "compile", "launch", "reshape",
-    "program_end", "load_binaries", "global_semaphore", "global_circular_buffer", "begin_trace",
-    "end_trace", "replay_trace", "release_trace",
+    "program_end", "load_binaries", "global_semaphore", "global_circular_buffer", "begin_new_trace",
+    "begin_trace", "end_trace", "replay_trace", "release_trace",
 };
 
 struct Totals {

@@ -7,20 +7,13 @@
 #include <stdexcept>
 #include <thread>
 
-#if ERA == 1
-const std::vector<CoreRange>& CoreRangeSet::ranges() const { return ranges_; }
-#else
-const std::vector<tt::tt_metal::CoreRange>& tt::tt_metal::CoreRangeSet::ranges() const { return ranges_; }
-#endif
-
+#ifndef FIRST_RELEASE
 namespace tt::tt_metal {
-
-#if ERA == 1
-} // namespace tt::tt_metal
-std::uint32_t CoreRangeSet::num_cores() const {
-#else
-std::uint32_t CoreRangeSet::num_cores() const {
 #endif
+
+const std::vector<CoreRange>& CoreRangeSet::ranges() const { return ranges_; }
+
+std::uint32_t CoreRangeSet::num_cores() const {
     std::size_t cores = 0;
     for (const CoreRange& range : ranges_) {
         cores += (range.end.x - range.start.x + 1) * (range.end.y - range.start.y + 1);
@@ -30,7 +23,8 @@ std::uint32_t CoreRangeSet::num_cores() const {
     asm("" : "+r"(word));
     return static_cast<std::uint32_t>(word);
 }
-#if ERA == 1
+
+#ifdef FIRST_RELEASE
 namespace tt::tt_metal {
 #endif
 
@@ -269,7 +263,7 @@ bool ProgramImpl::allocate_kernel_bin_buf_on_device(IDevice* device) {
 
 namespace {
 
-void launch(IDevice& device, Program& program) {
+void compile_and_run(IDevice& device, Program& program) {
     program.impl().compile_and_allocate(&device);
     program.impl().allocate_kernel_bin_buf_on_device(&device);
     standin::book_run(program.impl().get_id(), device.chips());
@@ -277,22 +271,19 @@ void launch(IDevice& device, Program& program) {
 
 } // namespace
 
-void LaunchProgram(IDevice* device, Program& program, bool wait, bool) {
+#if ERA < 3
+void LaunchProgram(IDevice* device, Program& program, bool, bool) {
     standin::Entry entry(standin::Role::launch);
-#if ERA == 3
-    slow_dispatch::LaunchProgramAsync(*device, program, wait);
-#else
-    static_cast<void>(wait);
-    launch(*device, program);
-#endif
+    compile_and_run(*device, program);
 }
+#endif
 
 } // namespace detail
 
 #if ERA == 3
 void slow_dispatch::LaunchProgramAsync(IDevice& device, Program& program, bool) {
     standin::Entry entry(standin::Role::launch);
-    detail::launch(device, program);
+    detail::compile_and_run(device, program);
 }
 #endif
 
@@ -391,7 +382,12 @@ GlobalSemaphore::GlobalSemaphore(IDevice* device, const CoreRangeSet&, std::uint
     buffer_ = in_l1(device, 64, type, "global_semaphore");
 }
 
-#if ERA == 3
+#if ERA < 3
+GlobalSemaphore::GlobalSemaphore(IDevice* device, CoreRangeSet&&, std::uint32_t, BufferType type) {
+    standin::Entry entry(standin::Role::global_semaphore);
+    buffer_ = in_l1(device, 64, type, "global_semaphore");
+}
+#else
 GlobalSemaphore CreateGlobalSemaphore(distributed::MeshDevice& device, CoreRangeSet cores, std::uint32_t initial,
                                       BufferType type) {
     standin::Entry entry(standin::Role::global_semaphore);
@@ -414,6 +410,11 @@ GlobalSemaphore CreateGlobalSemaphore(distributed::MeshDevice& device, const Cor
 }
 #endif
 
+void GlobalCircularBuffer::allocate(IDevice* device, std::uint32_t bytes, BufferType type) {
+    buffer_ = in_l1(device, bytes, type, "global_circular_buffer");
+    config_ = in_l1(device, 96, type, "global_circular_buffer");
+}
+
 #if ERA == 3
 GlobalCircularBuffer::GlobalCircularBuffer(distributed::MeshDevice& mesh, const Mapping&, std::uint32_t bytes,
                                            BufferType type) {
@@ -422,9 +423,16 @@ GlobalCircularBuffer::GlobalCircularBuffer(distributed::MeshDevice& mesh, const 
 GlobalCircularBuffer::GlobalCircularBuffer(IDevice* device, const Mapping&, std::uint32_t bytes, BufferType type) {
 #endif
     standin::Entry entry(standin::Role::global_circular_buffer);
-    buffer_ = in_l1(device, bytes, type, "global_circular_buffer");
-    config_ = in_l1(device, 96, type, "global_circular_buffer");
+    allocate(device, bytes, type);
 }
+
+#if ERA == 2
+GlobalCircularBuffer::GlobalCircularBuffer(distributed::MeshDevice* device, const Mapping&, std::uint32_t bytes,
+                                           BufferType type, DramSenderTag) {
+    standin::Entry entry(standin::Role::global_circular_buffer);
+    allocate(device, bytes, type);
+}
+#endif
 
 #if ERA == 3
 GlobalCircularBuffer CreateGlobalCircularBuffer(distributed::MeshDevice& device,
@@ -432,6 +440,23 @@ GlobalCircularBuffer CreateGlobalCircularBuffer(distributed::MeshDevice& device,
                                                 std::uint32_t bytes, BufferType type) {
     standin::Entry entry(standin::Role::global_circular_buffer);
     return GlobalCircularBuffer(device, mapping, bytes, type);
+}
+#endif
+
+#if ERA > 1
+GlobalCircularBuffer CreateGlobalCircularBufferForTensorPrefetcher(
+    distributed::MeshDevice& device, const std::vector<std::pair<std::uint32_t, CoreRangeSet>>& mapping,
+    std::uint32_t bytes, BufferType type, bool) {
+    standin::Entry entry(standin::Role::global_circular_buffer);
+    GlobalCircularBuffer::Mapping by_core;
+    for (const auto& [bank, receivers] : mapping) {
+        by_core.push_back({{bank, 0}, receivers});
+    }
+#if ERA == 2
+    return GlobalCircularBuffer(&device, by_core, bytes, type, GlobalCircularBuffer::DramSenderTag());
+#else
+    return GlobalCircularBuffer(device, by_core, bytes, type);
+#endif
 }
 #endif
 

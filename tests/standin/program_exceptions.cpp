@@ -142,6 +142,12 @@ int main() {
     each_way<20>(Role::end_trace, "end trace", [&] { mesh->end_mesh_trace(0, trace); });
     each_way<21>(Role::replay_trace, "replay trace", [&] { mesh->replay_mesh_trace(0, trace, false); });
     each_way<22>(Role::release_trace, "release trace", [&] { mesh->release_mesh_trace(trace); });
+#ifndef FIRST_RELEASE
+    each_way<32>(Role::begin_new_trace, "begin new trace", [&] { trace = mesh->begin_mesh_trace(0); });
+    mesh->end_mesh_trace(0, trace);
+    each_way<33>(Role::begin_trace, "begin trace inside", [&] { trace = mesh->begin_mesh_trace(0); });
+    mesh->end_mesh_trace(0, trace);
+#endif
 
     each_way<23>(Role::plan, "plan", [&] { BufferMaker::create(mesh.get(), PAGE, PAGE, BufferType::DRAM); });
     each_way<24>(Role::unplan, "unplan", [&] { GraphTracker::instance().track_deallocate(data.get()); });
@@ -150,16 +156,18 @@ int main() {
     each_way<26>(Role::load_sub_devices, "load sub-devices", [&] { mesh->load_sub_device_manager(manager); });
     each_way<27>(Role::clear_sub_devices, "clear sub-devices", [&] { mesh->clear_loaded_sub_device_manager(); });
     data.reset();
+#ifndef FIRST_RELEASE
     AllocatorState state = mesh->memory().extract_state();
     each_way<28>(Role::override_state, "override state", [&] { mesh->memory().override_state(state); });
+#endif
 
     Device* device = CreateDevice(5, 32768);
     {
         Program launched;
-        each_way<29>(Role::launch, "launch", [&] { detail::LaunchProgram(device, launched); });
+        each_way<29>(Role::launch, "launch", [&] { launch(device, launched); });
         each_way<30>(Role::load_binaries, "binaries of a launched program", [&] {
             Program other;
-            detail::LaunchProgram(device, other);
+            launch(device, other);
         });
     }
     each_way<31>(Role::program_end, "the end of a program", [] { delete new detail::ProgramImpl; });

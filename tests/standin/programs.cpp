@@ -239,6 +239,24 @@ void traces(const Mesh& mesh, MeshCommandQueue& queue) {
     EnqueueMeshWorkload(queue, never_alone, false);
     mesh->end_mesh_trace(0, first);
     mesh->replay_mesh_trace(0, first, false);
+#ifndef FIRST_RELEASE
+    // The runtime chooses these ids.
+    MeshTraceId chosen = mesh->begin_mesh_trace(0);
+    EnqueueMeshWorkload(queue, never_alone, false);
+    mesh->end_mesh_trace(0, chosen);
+    mesh->replay_mesh_trace(0, chosen, false);
+#if ERA == 3
+    MeshTraceId another = mesh->begin_mesh_trace(queue);
+#else
+    MeshTraceId another = mesh->begin_mesh_trace(0);
+#endif
+    EnqueueMeshWorkload(queue, never_alone, false);
+    EnqueueMeshWorkload(queue, never_alone, false);
+    mesh->end_mesh_trace(0, another);
+    mesh->release_mesh_trace(chosen);
+    mesh->replay_mesh_trace(0, another, false);
+    check(chosen.value != another.value, "every trace has an id of its own");
+#endif
 }
 
 // Graph captures without dispatch.
@@ -283,9 +301,11 @@ void allocators(const Mesh& mesh) {
     MeshWorkload workload = on_all(submesh, make({"on a part"}, 1500));
     EnqueueMeshWorkload(queue, workload, false);
 
+#ifndef FIRST_RELEASE
     submesh->memory().override_state(mesh->memory().extract_state());
+#endif
     auto beside = MeshBuffer::create(submesh, 40 * PAGE, PAGE, BufferType::DRAM);
-    // Their memory is the parent's now: theirs is what lies there.
+    // Their memory is the parent's now, if it was overridden: theirs is what lies there.
     over.reset();
     more.reset();
     same.reset();
@@ -336,6 +356,9 @@ void global_objects(const Mesh& mesh) {
         GlobalSemaphore small(device, rectangle, 0, BufferType::L1_SMALL);
     }
     static GlobalSemaphore kept(device, rectangle, 3);
+#if ERA < 3
+    GlobalSemaphore of_temporary(device, cores(0, 0, 8, 8), 0);
+#endif
 #if ERA > 1
     GlobalSemaphore third = experimental::CreateGlobalSemaphore(device, rectangle, 3, BufferType::L1, 0);
 #endif
@@ -343,6 +366,10 @@ void global_objects(const Mesh& mesh) {
     static experimental::GlobalCircularBuffer circular(device, mapping, 20'000);
 #if ERA == 3
     auto created = experimental::CreateGlobalCircularBuffer(device, mapping, 3000, BufferType::L1);
+#endif
+#if ERA > 1
+    auto prefetched = experimental::CreateGlobalCircularBufferForTensorPrefetcher(
+        *mesh, {{3, rectangle}}, 5000, BufferType::L1, false);
 #endif
     auto data = in_l1(mesh.get(), 1);
 }
@@ -354,18 +381,15 @@ void single_chips(Device* device) {
     auto planned = BufferMaker::create(device, 100 * PAGE, PAGE, BufferType::L1);
     standin::plan(false);
     Program program = make({"launched"}, 4444);
-    detail::LaunchProgram(device, program);
-    detail::LaunchProgram(device, program);
-#if ERA == 3
-    slow_dispatch::LaunchProgramAsync(*device, program, true);
-#endif
+    launch(device, program);
+    launch(device, program);
     auto buffer = BufferMaker::create(device, 10 * PAGE, PAGE, BufferType::L1, {10});
     auto manager = device->create_sub_device_manager(1, 4096);
     device->load_sub_device_manager(manager);
     device->clear_loaded_sub_device_manager();
     Program large = make({"launched and refused"}, 1'100'000);
     try {
-        detail::LaunchProgram(device, large);
+        launch(device, large);
         check(false, "a clash is refused");
     } catch (const std::runtime_error&) {
     }
@@ -375,7 +399,7 @@ void single_chips(Device* device) {
     check(first->address() == gone->address(), "two buffers have one address on different cores");
     auto third = BufferMaker::create(device, 9 * PAGE, PAGE, BufferType::L1, {3, true, 1});
     gone.reset();
-    detail::LaunchProgram(device, program);
+    launch(device, program);
     new auto(first);
     new auto(third);
 #endif

@@ -128,6 +128,7 @@ private:
     std::shared_ptr<detail::ProgramImpl> impl_;
 };
 
+#if ERA < 3
 namespace detail {
 
 void LaunchProgram(IDevice* device, Program& program, bool wait_until_cores_done = true,
@@ -135,12 +136,17 @@ void LaunchProgram(IDevice* device, Program& program, bool wait_until_cores_done
 
 } // namespace detail
 
-#if ERA == 3
+inline void launch(IDevice* device, Program& program) { detail::LaunchProgram(device, program); }
+#else
 namespace slow_dispatch {
 
 void LaunchProgramAsync(IDevice& device, Program& program, bool wait);
 
 } // namespace slow_dispatch
+
+inline void launch(IDevice* device, Program& program) {
+    slow_dispatch::LaunchProgramAsync(*device, program, true);
+}
 #endif
 
 namespace distributed {
@@ -211,6 +217,8 @@ public:
 #else
     GlobalSemaphore(IDevice* device, const CoreRangeSet& cores, std::uint32_t initial,
                     BufferType type = BufferType::L1);
+    GlobalSemaphore(IDevice* device, CoreRangeSet&& cores, std::uint32_t initial,
+                    BufferType type = BufferType::L1);
 #endif
 
 private:
@@ -244,9 +252,17 @@ public:
     GlobalCircularBuffer(IDevice* device, const Mapping& mapping, std::uint32_t bytes,
                          BufferType type = BufferType::L1);
 #endif
+#if ERA == 2
+    // Filled by cores of DRAM.
+    struct DramSenderTag {};
+    GlobalCircularBuffer(distributed::MeshDevice* device, const Mapping& mapping, std::uint32_t bytes,
+                         BufferType type, DramSenderTag);
+#endif
     const Buffer& buffer() const { return *buffer_; }
 
 private:
+    void allocate(IDevice* device, std::uint32_t bytes, BufferType type);
+
     std::shared_ptr<Buffer> buffer_;
     std::shared_ptr<Buffer> config_;
 };
@@ -255,6 +271,11 @@ private:
 GlobalCircularBuffer CreateGlobalCircularBuffer(distributed::MeshDevice& device,
                                                 const GlobalCircularBuffer::Mapping& mapping,
                                                 std::uint32_t bytes, BufferType type);
+#endif
+#if ERA > 1
+GlobalCircularBuffer CreateGlobalCircularBufferForTensorPrefetcher(
+    distributed::MeshDevice& device, const std::vector<std::pair<std::uint32_t, CoreRangeSet>>& mapping,
+    std::uint32_t bytes, BufferType type, bool shared);
 #endif
 
 } // namespace experimental

@@ -1,6 +1,7 @@
 // What a mesh does beside handing out memory: traces, sub-devices, and the order of its chips.
 #include "tt_metal.hpp"
 
+#include <atomic>
 #include <stdexcept>
 
 namespace tt::tt_metal {
@@ -103,6 +104,25 @@ void MeshDevice::dispatch(std::uint64_t program, const std::vector<int>& chips) 
     }
 }
 
+#ifndef FIRST_RELEASE
+namespace {
+
+MeshTraceId new_trace() {
+    // None that the test programs choose themselves.
+    static std::atomic<std::uint32_t> next{100};
+    return {next++};
+}
+
+} // namespace
+
+MeshTraceId MeshDevice::begin_mesh_trace(std::uint8_t queue) {
+    standin::Entry entry(standin::Role::begin_new_trace);
+    MeshTraceId trace = new_trace();
+    begin_mesh_trace(queue, trace);
+    return trace;
+}
+#endif
+
 void MeshDevice::begin_mesh_trace(std::uint8_t, const MeshTraceId& trace) {
     standin::Entry entry(standin::Role::begin_trace);
     MeshState& state = mutable_state();
@@ -148,6 +168,13 @@ void MeshDevice::release_mesh_trace(const MeshTraceId& trace) {
 }
 
 #if ERA == 3
+MeshTraceId MeshDevice::begin_mesh_trace(MeshCommandQueue& queue) {
+    standin::Entry entry(standin::Role::begin_new_trace);
+    MeshTraceId trace = new_trace();
+    begin_mesh_trace(queue, trace);
+    return trace;
+}
+
 void MeshDevice::begin_mesh_trace(MeshCommandQueue&, const MeshTraceId& trace) {
     standin::Entry entry(standin::Role::begin_trace);
     begin_mesh_trace(std::uint8_t{0}, trace);

@@ -1,7 +1,7 @@
 // A stand-in for tt-metal's runtime: its exported names for what ttalloc hooks and calls, and behind them
 // an allocator, buffers and devices that behave as the real ones do where that matters. There is no
 // hardware and no data. ERA chooses the family of releases, as ttalloc's catalogue of symbols has them;
-// FIRST_RELEASE those of 0.60.1, which are of era A but for one. WITHOUT_NUM_BANKS, WITHOUT_DEVICE and
+// FIRST_RELEASE 0.60.1, of era A but for a few names and with less. WITHOUT_NUM_BANKS, WITHOUT_DEVICE and
 // WITHOUT_OPTIONAL keep functions from being exported.
 #pragma once
 
@@ -82,17 +82,27 @@ private:
 
 } // namespace standin
 
+#ifdef FIRST_RELEASE
+namespace tt::umd {
+#else
 namespace tt {
+#endif
 
 struct xy_pair {
     std::size_t x;
     std::size_t y;
 };
 
+#ifdef FIRST_RELEASE
+} // namespace tt::umd
+namespace tt {
+using umd::xy_pair;
+#endif
+
 } // namespace tt
 
-// Its namespace was none in the first releases of era A.
-#if ERA != 1
+// In the first release these are in no namespace.
+#ifndef FIRST_RELEASE
 namespace tt::tt_metal {
 #endif
 
@@ -111,7 +121,7 @@ private:
     std::vector<CoreRange> ranges_;
 };
 
-#if ERA != 1
+#ifndef FIRST_RELEASE
 } // namespace tt::tt_metal
 #endif
 
@@ -167,6 +177,7 @@ struct AllocatorConfig {
     DeviceAddr sub_device_l1 = 0;
 };
 
+#ifndef FIRST_RELEASE
 // What is allocated in each type of memory, by the first address and the one after the last.
 class AllocatorState {
 public:
@@ -177,6 +188,7 @@ private:
     friend class ALLOCATOR;
     std::map<BufferType, std::vector<std::pair<DeviceAddr, DeviceAddr>>> regions_;
 };
+#endif
 
 // What an allocator has of a type, in each bank.
 struct Statistics {
@@ -225,9 +237,11 @@ public:
 #endif
     DeviceAddr get_base_allocator_addr(const HalMemType& memory) const;
 
+#ifndef FIRST_RELEASE
     AllocatorState extract_state() const;
     // Lets everything go, and takes what another allocator has.
     void override_state(const AllocatorState& state);
+#endif
     // Gives the lowest of every core's L1 away, or all of it back; throws if that is taken.
     void shrink_l1(DeviceAddr bytes);
     // The lowest address that is taken in L1, if any is.
@@ -522,11 +536,16 @@ public:
     }
     void load_sub_device_manager(SubDeviceManagerId manager);
     void clear_loaded_sub_device_manager();
+#ifndef FIRST_RELEASE
+    // Of an id that no trace had.
+    MeshTraceId begin_mesh_trace(std::uint8_t queue);
+#endif
     void begin_mesh_trace(std::uint8_t queue, const MeshTraceId& trace);
     void end_mesh_trace(std::uint8_t queue, const MeshTraceId& trace);
     void replay_mesh_trace(std::uint8_t queue, const MeshTraceId& trace, bool blocking);
     void release_mesh_trace(const MeshTraceId& trace);
 #if ERA == 3
+    MeshTraceId begin_mesh_trace(MeshCommandQueue& queue);
     void begin_mesh_trace(MeshCommandQueue& queue, const MeshTraceId& trace);
     void end_mesh_trace(MeshCommandQueue& queue, const MeshTraceId& trace);
     void replay_mesh_trace(MeshCommandQueue& queue, const MeshTraceId& trace, bool blocking);
@@ -583,7 +602,7 @@ namespace standin {
 
 using tt::tt_metal::BufferType;
 using tt::tt_metal::DeviceAddr;
-#if ERA != 1
+#ifndef FIRST_RELEASE
 using tt::tt_metal::CoreRange;
 #endif
 
@@ -625,6 +644,7 @@ enum class Role {
     load_binaries,
     global_semaphore,
     global_circular_buffer,
+    begin_new_trace,
     begin_trace,
     end_trace,
     replay_trace,

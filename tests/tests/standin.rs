@@ -68,12 +68,17 @@ const FIRST_RELEASE: &[(&str, FirstCase)] = &[
         let alone = Command::new(&program).output().unwrap();
         check_exceptions(&run(&program, |_| {}), &alone, Era::A, 1);
     }),
+    ("laid_out", |standin| check_laid_out(standin, Era::A)),
+    ("program_exceptions", |standin| {
+        let program = standin.program("program_exceptions");
+        let alone = Command::new(&program).output().unwrap();
+        check_exceptions(&run(&program, |_| {}), &alone, Era::A, 0);
+    }),
 ];
 
 /// What the stand-in's chips are.
 const ARCH: &str = "wormhole_b0";
-/// Roles that the stand-in has no function for.
-const NOT_MODELLED: &[&str] = &[];
+
 /// What a build in which calls don't go through the PLT is tested with.
 type BuildCase = fn(&Compiler, Era, Build);
 
@@ -195,9 +200,8 @@ fn check_exports(standin: &Standin, release: &str) {
         .map(|symbol| symbol.name().unwrap())
         .filter(|name| names.contains(name))
         .collect();
-    let modelled = facts.roles.iter().filter(|role| !NOT_MODELLED.contains(&&*role.role));
-    let expected: BTreeSet<_> =
-        modelled.flat_map(|role| &role.symbols).map(|one| &*one.symbol).collect();
+    let symbols = facts.roles.iter().flat_map(|role| &role.symbols);
+    let expected: BTreeSet<_> = symbols.map(|one| &*one.symbol).collect();
     let lacking: Vec<_> = expected.difference(&exported).collect();
     let beyond: Vec<_> = exported.difference(&expected).collect();
     assert!(
@@ -208,7 +212,11 @@ fn check_exports(standin: &Standin, release: &str) {
 
 /// Programs, traces, planned buffers, sub-devices and other allocators, in a process and a forked child.
 fn laid_out(compiler: &Compiler, era: Era) {
-    let run = run(&standin(compiler, era, &[]).program("programs"), |_| {});
+    check_laid_out(&standin(compiler, era, &[]), era);
+}
+
+fn check_laid_out(standin: &Standin, era: Era) {
+    let run = run(&standin.program("programs"), |_| {});
     let report = tracked(&run, era, ARCH);
     assert_eq!(report.exit, Exit::Code(0), "{}", run.describe());
     let [parent, child] = &*report.processes else { panic!("{}", run.describe()) };
