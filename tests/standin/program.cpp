@@ -162,7 +162,7 @@ void ProgramImpl::allocate_scratchpads(const IDevice*) {
 void ProgramImpl::validate_dataflow_buffer_region(const IDevice* device) {
     try {
         standin::Entry entry(standin::Role::validate_region);
-        validate(device);
+        validate(device, "dataflow buffers");
     } catch (...) {
         standin::book_refusal(id_);
         throw;
@@ -173,21 +173,21 @@ void ProgramImpl::validate_dataflow_buffer_region(const IDevice* device) {
 void ProgramImpl::validate_circular_buffer_region(const IDevice* device) {
     try {
         standin::Entry entry(standin::Role::validate_region);
-        validate(device);
+        validate(device, "circular buffers");
     } catch (...) {
         standin::book_refusal(id_);
         throw;
     }
 }
 
-void ProgramImpl::validate(const IDevice* device) {
+void ProgramImpl::validate(const IDevice* device, const char* what) {
     std::optional<DeviceAddr> end = region_end();
     std::optional<DeviceAddr> lowest = device->memory().lowest_l1();
     for (const auto& sub_device : device->sub_devices()) {
         lowest = std::min(lowest.value_or(-1), sub_device->lowest_l1().value_or(-1));
     }
     if (end > L1_BYTES_PER_CORE || (end && lowest && *lowest < *end)) {
-        throw std::runtime_error("Statically allocated circular buffers in program " + std::to_string(id_) +
+        throw std::runtime_error("Statically allocated " + std::string(what) + " in program " + std::to_string(id_) +
                                  " clash or are too large: their region ends at " + std::to_string(*end));
     }
 }
@@ -235,7 +235,7 @@ void ProgramImpl::compile_and_allocate(IDevice* device) {
 #if ERA == 3
     if (is_laid_out_ && are_others_laid_out_) {
         try {
-            validate(device);
+            validate(device, "circular buffers");
             return;
         } catch (const std::runtime_error&) {
             // Once more, as it is done the first time.

@@ -97,7 +97,8 @@ private:
 
     void lay_out(std::vector<Part>& parts);
     DeviceAddr place(const CoreRangeSet& cores, std::uint32_t bytes);
-    void validate(const IDevice* device);
+    // `what` goes into the message: of two functions that are the same compilers make one.
+    void validate(const IDevice* device, const char* what);
     void book();
 
     std::uint64_t id_;
