@@ -89,6 +89,9 @@ const BUILD_CASES: &[(&str, BuildCase)] = &[
     ("forked", built_forked),
 ];
 
+/// What a compiler puts into the callers of a hidden function nobody can see, and it would be counted here.
+const NOT_INLINED: &str = "-fno-inline";
+
 const BUILDS: &[(&str, Build)] = &[
     ("symbolic", Build::Symbolic),
     ("symbolic_functions", Build::SymbolicFunctions),
@@ -502,14 +505,12 @@ impl Build {
                 (standin.program(name), vec![])
             }
             Build::HiddenModule => {
-                let standin = optimised(compiler, era, "-fvisibility=hidden");
+                let options = ["-O2", "-fvisibility=hidden", NOT_INLINED];
+                let standin = standin(compiler, era, &options);
                 (standin.host(), vec![standin.whole_module(name)])
             }
             Build::WholeProgram => {
-                // In era B a function that is called once has another do its work. What a compiler
-                // puts into its callers nobody can see.
-                let inlining: &[&str] = if era == Era::B { &["-fno-inline"] } else { &[] };
-                let options = [&["-O2", "-fvisibility=hidden"][..], inlining].concat();
+                let options = ["-O2", "-fvisibility=hidden", NOT_INLINED];
                 (standin(compiler, era, &options).whole_program(name, &[]), vec![])
             }
         };
