@@ -29,6 +29,8 @@
 #error "define ERA as 1, 2 or 3"
 #endif
 
+// The real one is too large for a compiler to put it into its callers.
+#define LARGE __attribute__((noinline))
 #define HIDDEN __attribute__((visibility("hidden")))
 #ifdef WITHOUT_OPTIONAL
 #define OPTIONAL HIDDEN
@@ -496,7 +498,7 @@ public:
     bool initialize_impl(MeshDevice* mesh, std::uint8_t command_queues, std::size_t l1_small_size,
                          std::size_t trace_region_size, std::size_t worker_l1_size,
                          BankRemap l1_bank_remap, bool minimal);
-    bool close_impl(MeshDevice* mesh);
+    LARGE bool close_impl(MeshDevice* mesh);
 
     MeshState state;
 };
@@ -514,7 +516,7 @@ public:
     ~MeshDevice() override;
     OPTIONAL tt::ARCH arch() const override;
     OPTIONAL int id() const override;
-    bool close() override;
+    LARGE bool close() override;
     ALLOCATOR& memory() const override;
     virtual bool initialize(std::uint8_t command_queues, std::size_t l1_small_size,
                             std::size_t trace_region_size, std::size_t worker_l1_size,
