@@ -483,7 +483,7 @@ void print_books() {
                            number("buffers", memory.planned.count) + to_json(memory.planned) + "},";
             }
         }
-        auto managed = [&](BufferType type) { return chip.memory[index(type)].bank_bytes; };
+        auto managed = [&memory = chip.memory](BufferType type) { return memory[index(type)].bank_bytes; };
         DeviceAddr l1_end = tt::tt_metal::L1_BASE + managed(BufferType::L1) + managed(BufferType::L1_SMALL);
         devices += "{\"chip\":" + std::to_string(id) + ",\"memory\":" + list(types) + ",\"planned\":" +
                    list(planned) + ",\"circular_buffers\":" + program_books_of(id) + ",\"reserved\":{" +
