@@ -27,6 +27,7 @@ use crate::programs::{Closed, Programs, Running, Shape};
 const MOST_OVERLAPS: usize = 100;
 /// How many purposes memory may have.
 const PURPOSES: usize = Purpose::ALL.len();
+
 pub use self::reconcile::{Cause, Difference, Failure, Reconciliation};
 
 /// tt-metal's `BufferType`: the kind of memory.
@@ -480,6 +481,8 @@ pub struct Refused {
     pub why: Refusal,
     /// Whether the calls that other libraries make are seen.
     pub interposed: bool,
+    /// Whether there are calls that can't be.
+    pub lossy: bool,
 }
 
 /// Who a process is.
@@ -567,7 +570,11 @@ impl Ledger {
                     entry.anomalies.bad_records += 1;
                 }
             }
-            Record::Enlisted(body, _) => entry.process.programs.enlist(&body),
+            Record::Enlisted(body, _) => {
+                if !entry.process.programs.enlist(&body) {
+                    entry.anomalies.bad_records += 1;
+                }
+            }
             Record::Run(body, _) => entry.run(&body),
             Record::ProgramEnd(body, _) => entry.program_end(body.program),
             Record::Planned(body, _) => entry.planned(&body),
@@ -627,7 +634,10 @@ impl Entry<'_> {
             self.anomalies.bad_records += 1;
             return;
         };
-        self.process.refused.insert(index, Refused { why, interposed: body.interposed != 0 });
+        self.process.refused.insert(
+            index,
+            Refused { why, interposed: body.interposed != 0, lossy: body.lossy != 0 },
+        );
     }
 
     fn device(&mut self, body: record::Device, chips: &[u8]) {
@@ -1839,7 +1849,7 @@ mod tests {
         let programs = &story.ledger.processes[&0].programs;
         assert_eq!(programs.all()[0].1.runs, 4);
         let trace = &programs.traces[0];
-        assert_eq!((trace.dispatches(), trace.replays, trace.chips.len()), (2, 2, 2));
+        assert_eq!((trace.dispatches, trace.replays, trace.chips.len()), (2, 2, 2));
         assert!(trace.released_ns.is_some());
     }
 

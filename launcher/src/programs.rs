@@ -16,6 +16,12 @@ const MOST_ENDED: usize = 4096;
 const MOST_KERNELS: usize = 64;
 /// How many local buffers of a program are told.
 const MOST_LOCAL: usize = 1024;
+/// How many ranges of cores a buffer may have, and programs a workload: far more than there are cores and
+/// chips.
+const MOST_RANGES: usize = 1024;
+const MOST_MEMBERS: usize = 4096;
+/// How long a kernel's name may be, in letters.
+const MOST_LETTERS: usize = 256;
 
 /// What kind of memory a program lays out.
 #[derive(
@@ -200,17 +206,12 @@ pub struct Trace {
     pub bytes_per_bank: u64,
     /// See `bytes_per_bank`.
     pub reserved_bytes: u64,
-    /// How often each program was dispatched during the capture.
+    /// How many dispatches it holds.
+    pub dispatches: u64,
+    /// How often each program was dispatched during the capture, while the trace is there.
     programs: BTreeMap<u64, u64>,
     /// The chips of each.
     parts: BTreeMap<u64, Vec<i32>>,
-}
-
-impl Trace {
-    /// How many dispatches it holds.
-    pub fn dispatches(&self) -> u64 {
-        self.programs.values().sum()
-    }
 }
 
 /// A program on the chips that it now runs on.
@@ -280,6 +281,7 @@ impl Programs {
 
     /// A kernel was added.
     pub fn kernel(&mut self, address: u64, name: String) {
+        let name: String = name.chars().take(MOST_LETTERS).collect();
         let kernels = &mut self.program(address).kernels;
         if !name.is_empty() && kernels.len() < MOST_KERNELS && !kernels.contains(&name) {
             kernels.push(name);
@@ -322,6 +324,10 @@ impl Programs {
                 && (one.kind, one.address, one.bytes) == (buffer.kind, buffer.address, buffer.bytes)
         });
         let has_room = program.local.len() < MOST_LOCAL;
+        let known = same.and_then(|at| program.local.get(at)).map_or(0, |one| one.ranges.len());
+        if known + buffer.ranges.len() > MOST_RANGES {
+            return false;
+        }
         match same.and_then(|at| program.local.get_mut(at)) {
             Some(same) => {
                 let is_new = |range: &CoreRange| !same.ranges.contains(range);
@@ -343,8 +349,11 @@ impl Programs {
         true
     }
 
-    /// A program was put into a workload.
-    pub fn enlist(&mut self, body: &record::Enlisted) {
+    /// A program was put into a workload. False if it has too many to make sense.
+    pub fn enlist(&mut self, body: &record::Enlisted) -> bool {
+        if self.workloads.get(&body.workload).is_some_and(|of| of.len() >= MOST_MEMBERS) {
+            return false;
+        }
         let number = self.number(body.program);
         let program = self.programs.entry(number).or_default();
         if program.id.is_none() && body.id != u64::MAX {
@@ -356,6 +365,7 @@ impl Programs {
             self.leave(number, other);
         }
         self.workloads.entry(body.workload).or_default().push((number, part));
+        true
     }
 
     fn leave(&mut self, number: u64, workload: u64) {
@@ -392,6 +402,7 @@ impl Programs {
             self.capturing.get(&body.device).and_then(|&at| self.traces.get_mut(at))
         {
             for (number, chips) in members {
+                trace.dispatches += 1;
                 *trace.programs.entry(number).or_default() += 1;
                 trace.parts.insert(number, chips);
             }
@@ -461,6 +472,8 @@ impl Programs {
         if let Some(trace) = self.kept.remove(&(device, id)).and_then(|at| self.traces.get_mut(at))
         {
             trace.released_ns = Some(time_ns);
+            trace.programs.clear();
+            trace.parts.clear();
         }
     }
 
@@ -759,7 +772,7 @@ mod tests {
         programs.release(DEVICE, 9, 6);
         assert!(programs.replay(DEVICE, 9, 7).is_empty());
         let trace = &programs.traces[0];
-        assert_eq!((trace.dispatches(), trace.replays, trace.released_ns), (2, 1, Some(6)));
+        assert_eq!((trace.dispatches, trace.replays, trace.released_ns), (2, 1, Some(6)));
     }
 
     /// A step of a random story.

@@ -48,11 +48,14 @@ pub struct Report {
     pub live_buffers: Vec<LiveBuffer>,
     /// The programs that ran, or were refused. Those that are the same, kernels, layout and chips, are
     /// listed once.
+    #[serde(default)]
     pub programs: Vec<Program>,
     /// The traces that were captured.
+    #[serde(default)]
     pub traces: Vec<Trace>,
     /// Allocations of different allocators that had the same memory of a chip at the same time: the
     /// first 100 of a process.
+    #[serde(default)]
     pub overlaps: Vec<Overlap>,
     /// The first 100 allocations that ended in an exception, in order.
     #[serde(default)]
@@ -100,8 +103,10 @@ pub struct Integrity {
     pub external_placements: u64,
     /// Allocations that were given memory of a chip that another allocator had given already. It is not
     /// an error of the figures: tt-metal's allocators do not know of each other.
+    #[serde(default)]
     pub overlaps: u64,
     /// Programs that ended and are not in `programs`, for there were too many different ones.
+    #[serde(default)]
     pub programs_left_out: u64,
     /// How often the runtime's allocators were asked what they have given, and what came of it.
     #[serde(default)]
@@ -144,7 +149,7 @@ pub struct Runtime {
     pub era: Option<String>,
     /// The functions that were hooked.
     pub hooks: Vec<Hook>,
-    /// The functions whose calls could not be seen, or not all of them.
+    /// The functions that were not patched though they were wanted.
     #[serde(default)]
     pub refused: Vec<Refused>,
     /// What ttalloc looked for and did not find, though every release of this era has it.
@@ -186,7 +191,7 @@ pub enum HookEngine {
     Inline,
 }
 
-/// A function whose calls could not be seen, or not all of them.
+/// A function that was not patched though it was wanted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Refused {
     /// What it is to ttalloc.
@@ -197,6 +202,8 @@ pub struct Refused {
     pub reason: String,
     /// Whether the calls that other libraries make were seen.
     pub interposed: bool,
+    /// Whether there are calls that were not.
+    pub lossy: bool,
 }
 
 /// A mesh that was opened.
@@ -222,10 +229,13 @@ pub struct Device {
     /// Its memory, by type. A type is left out if the chip has none of it and nothing asked for it.
     pub memory: Vec<Memory>,
     /// What programs laid out in the L1 of its cores; null if none ran.
+    #[serde(default)]
     pub circular_buffers: Option<CircularBuffers>,
     /// What graph captures without dispatch planned, and no allocator gave, by type.
+    #[serde(default)]
     pub planned: Vec<Planned>,
     /// What of its memory no allocator manages; null if the runtime does not tell.
+    #[serde(default)]
     pub reserved: Option<Reserved>,
 }
 
@@ -412,8 +422,10 @@ pub struct Memory {
     pub bank_bytes: u64,
     /// The same as of the last time that it may have changed: a sub-device manager that is loaded, and
     /// has L1 of its own, takes it from here.
+    #[serde(default)]
     pub bank_bytes_now: u64,
     /// The least that it ever was.
+    #[serde(default)]
     pub bank_bytes_least: u64,
     /// What was allocated when the process ended.
     pub live: Totals,
@@ -434,6 +446,7 @@ pub struct Memory {
     /// The bytes asked for by all successful allocations.
     pub allocated_bytes_total: u64,
     /// What of it was for something else than the program's data, if anything was.
+    #[serde(default)]
     pub purposes: Vec<ForPurpose>,
 }
 
@@ -451,10 +464,11 @@ pub struct ForPurpose {
 }
 
 /// What memory is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
     /// A tensor, or anything else that is not one of the others.
+    #[default]
     Data,
     /// The binaries of kernels.
     KernelBinaries,
@@ -506,8 +520,10 @@ pub struct LiveBuffer {
     pub bytes_per_bank: u64,
     /// The number of banks it takes, if it has an address of its own on each core, of which `address`
     /// is the first; null if it takes all banks at one address.
+    #[serde(default)]
     pub cores: Option<u64>,
     /// What it is for.
+    #[serde(default)]
     pub purpose: Purpose,
     /// The page's size.
     pub page_bytes: u64,
@@ -577,7 +593,7 @@ impl Report {
                 chips: trace.chips.clone(),
                 bytes_per_bank: trace.bytes_per_bank,
                 reserved_bytes: trace.reserved_bytes,
-                dispatches: trace.dispatches(),
+                dispatches: trace.dispatches,
                 replays: trace.replays,
                 captured_ns: since_start(trace.captured_ns),
                 released_ns: trace.released_ns.map(since_start),
@@ -845,6 +861,7 @@ fn refused(books: &Books) -> Vec<Refused> {
             symbol: symbol.name.to_owned(),
             reason: format!("the function {}", refused.why),
             interposed: refused.interposed,
+            lossy: refused.lossy,
         })
     };
     books.refused.iter().filter_map(describe).collect()
@@ -856,7 +873,7 @@ fn unseen(who: &str, books: &Books) -> Vec<String> {
     let path = books.runtime.as_ref().map_or("", |runtime| &runtime.path);
     let mut reasons: Vec<Unseen> = Vec::new();
     for (&index, refused) in &books.refused {
-        let Some(symbol) = SYMBOLS.get(index) else { continue };
+        let Some(symbol) = SYMBOLS.get(index).filter(|_| refused.lossy) else { continue };
         // It may well be that nobody needs it. But nothing is allocated without these.
         if refused.why == Refusal::NoCaller && !matches!(symbol.role, "allocate" | "deallocate") {
             continue;

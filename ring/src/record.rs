@@ -477,8 +477,8 @@ pub struct Refused {
     pub reason: u32,
     /// 1 if the calls that other libraries make are interposed all the same.
     pub interposed: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1 if there are calls that can't be.
+    pub lossy: u32,
 }
 
 /// Body of [`Kind::Unplanned`].

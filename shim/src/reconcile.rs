@@ -64,9 +64,7 @@ impl Watch {
 
     #[inline]
     fn find(&self, allocator: usize) -> Option<&Entry> {
-        self.set(allocator)
-            .iter()
-            .find(|entry| entry.allocator.load(Ordering::Acquire) == allocator)
+        self.entries_of(allocator).next()
     }
 
     /// Begins to watch an allocator of `device`, if there is room.
@@ -89,12 +87,21 @@ impl Watch {
         entry.finished.store(0, Ordering::Relaxed);
         entry.flags.store(flags, Ordering::Relaxed);
         entry.allocator.store(allocator, Ordering::Release);
+        // Two threads may have described it at once. What happens is counted in the first entry.
+        for twin in self.entries_of(allocator).skip(1) {
+            twin.allocator.store(0, Ordering::Release);
+        }
+    }
+
+    fn entries_of(&self, allocator: usize) -> impl Iterator<Item = &Entry> {
+        let is_its = move |entry: &&Entry| entry.allocator.load(Ordering::Acquire) == allocator;
+        self.set(allocator).iter().filter(is_its)
     }
 
     /// An allocator is about to end: it is not asked any more.
     pub fn end(&self, allocator: usize) {
         self.ends.fetch_add(1, Ordering::AcqRel);
-        if let Some(entry) = self.find(allocator) {
+        for entry in self.entries_of(allocator) {
             entry.allocator.store(0, Ordering::Release);
         }
     }

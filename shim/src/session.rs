@@ -376,7 +376,7 @@ fn announce(session: &'static Session) -> u32 {
             symbol: refused.index as u32,
             reason: refused.why as u32,
             interposed: refused.interposed.into(),
-            reserved: 0,
+            lossy: refused.lossy.into(),
         });
     }
     process

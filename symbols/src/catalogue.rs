@@ -135,7 +135,7 @@ macro_rules! catalogue {
                 lay_out_dataflow(program: usize, device: usize) = {
                     [B C] "_ZN2tt8tt_metal6detail11ProgramImpl25allocate_dataflow_buffersEPKNS0_7IDeviceE";
                 }
-                // void ProgramImpl::allocate_scratchpads(IDevice const*), from 0.76.0 on.
+                // void ProgramImpl::allocate_scratchpads(IDevice const*), from 0.75.0 on.
                 lay_out_scratchpads(program: usize, device: usize) = {
                     [B C] "_ZN2tt8tt_metal6detail11ProgramImpl20allocate_scratchpadsEPKNS0_7IDeviceE";
                 }
@@ -243,7 +243,7 @@ macro_rules! catalogue {
                 release_trace(device: usize, trace: usize) = {
                     [A B C] "_ZN2tt8tt_metal11distributed10MeshDevice18release_mesh_traceERKN4ttsl10StrongTypeIjNS1_14MeshTraceIdTagEEE";
                 }
-                // void set_hybrid_device_allocators(vector<AllocatorImpl*> const&), from 0.70.1 on, and
+                // void set_hybrid_device_allocators(vector<AllocatorImpl*> const&), from 0.69.0 on, and
                 // bool try_begin_hybrid_allocation(the same), from 0.80.0 on: a chip's L1 is about to be
                 // given core by core, which the statistics of the chip's allocator leave out.
                 hybrid(allocator: usize, allocators: usize) = {

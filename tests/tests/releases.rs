@@ -125,7 +125,7 @@ fn no_release_has_a_gap_and_no_role_is_excused_for_nothing() {
     }
 }
 
-/// What the README says: that a preload library reaches everything in every release.
+/// What docs/engines.md says: that a preload library reaches everything in every release.
 #[test]
 fn every_release_calls_through_the_dynamic_linker() {
     use ttalloc::binary::{Table, Way};

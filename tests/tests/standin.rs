@@ -654,7 +654,9 @@ fn inline_where_not_needed(compiler: &Compiler, era: Era) {
     let run = ttalloc_tests::run(&program, |_| {});
     check_lifecycle(&run, era);
     let hooks = &run.report().processes[0].runtime.as_ref().unwrap().hooks;
-    assert!(hooks.iter().all(|hook| hook.engine == HookEngine::Preload), "{hooks:?}");
+    // clang has one destructor call another directly.
+    let mut others = hooks.iter().filter(|hook| hook.role != "allocator_end");
+    assert!(others.all(|hook| hook.engine == HookEngine::Preload), "{hooks:?}");
 }
 
 /// Nor does anybody have to have anything patched; but the report says what that costs.
@@ -744,7 +746,7 @@ fn symbol_missing(compiler: &Compiler, era: Era) {
 
 /// Without what is not required the rest is tracked, and the report says what is lost.
 fn optional_symbols_missing(compiler: &Compiler, era: Era) {
-    let standin = standin(compiler, era, &["-DWITHOUT_OPTIONAL"]);
+    let standin = standin(compiler, era, &["-DWITHOUT_OPTIONAL", "-s"]);
     let run = run(&standin.program("matmul_multicore_reuse"), |_| {});
     let report = tracked(&run, era, "unknown (0)");
     let mut expected = vec!["alignment", "bank_size", "mesh_allocator", "mesh_arch", "mesh_id"];
@@ -774,7 +776,7 @@ fn optional_symbols_missing(compiler: &Compiler, era: Era) {
 
 /// Where a buffer can't tell its device, the mesh that has the allocator does.
 fn device_missing(compiler: &Compiler, era: Era) {
-    let standin = standin(compiler, era, &["-DWITHOUT_DEVICE"]);
+    let standin = standin(compiler, era, &["-DWITHOUT_DEVICE", "-s"]);
     let run = run(&standin.program("storm"), |_| {});
     let report = tracked(&run, era, ARCH);
     let expected: &[&str] = if era == Era::C { &["device"] } else { &[] };
@@ -854,7 +856,7 @@ fn reconciled(compiler: &Compiler, era: Era) {
 
 /// Without the function that is asked, all else is as with it.
 fn reconciled_with_less(compiler: &Compiler, era: Era) {
-    let run = story(&standin(compiler, era, &["-DWITHOUT_STATISTICS"]), "agree");
+    let run = story(&standin(compiler, era, &["-DWITHOUT_STATISTICS", "-s"]), "agree");
     let report = ended_well(&run);
     assert!(report.integrity.complete, "{:?}", report.integrity.problems);
     assert_eq!(counts(report), [0, 0, 0, 0]);

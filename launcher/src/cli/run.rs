@@ -51,6 +51,7 @@ struct Arguments {
     /// Compare what is live at the end with the counters that tt-metal keeps itself, from 0.70.1 on
     #[arg(long)]
     cross_check: bool,
+
     /// How calls are seen: by interposition, and by patching the functions that it can't reach (auto);
     /// by interposition alone (preload); or by patching wherever that can be done (inline)
     #[arg(long, value_name = "ENGINE", env = ENGINE, value_parser = engine, default_value = "auto")]

@@ -4,11 +4,10 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::binary::{Binary, BinaryError, Kind};
-use crate::run::program::is_glibc_linker;
 
 /// The library that tt-metal is in.
 const LIBRARY: &str = "libtt_metal.so";
@@ -205,11 +204,12 @@ fn allocates(binary: &Binary) -> bool {
 
 /// What the dynamic linker would load with a file, in its order: names, and where they are found.
 fn loaded_with(file: &Binary) -> Result<Vec<(String, Option<PathBuf>)>, LocateError> {
-    // Another than glibc's would run the program.
-    let is_glibc = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| is_glibc_linker(name.as_bytes())) && path.exists()
+    // Another than the system's could be any program.
+    let is_the_systems = |path: &PathBuf| {
+        let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
+        same(path, Path::new(LINKER)).unwrap_or(false)
     };
-    let linker = file.interpreter.clone().filter(is_glibc).unwrap_or_else(|| LINKER.into());
+    let linker = file.interpreter.clone().filter(is_the_systems).unwrap_or_else(|| LINKER.into());
     let failed =
         |why: String| LocateError::Linker { linker: linker.clone(), path: file.path.clone(), why };
     // A name without a slash would be looked for among the libraries.

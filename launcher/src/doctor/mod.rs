@@ -167,7 +167,8 @@ impl Diagnosis {
             writeln!(
                 out,
                 "{inline} of these are used past the dynamic linker, where a preload library sees nothing. \
-                 ttalloc-run hooks them inline, with --engine auto, which is the default, or inline."
+                 ttalloc-run hooks them inline, with --engine auto, which is the default, or inline, but for \
+                 functions whose code can't be patched safely: those it names when it runs the program."
             )?;
         }
         for gap in &self.gaps {

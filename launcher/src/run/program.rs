@@ -115,7 +115,7 @@ fn interpreter(start: &[u8]) -> Option<PathBuf> {
 
 /// Whether that is what the dynamic linker of glibc for x86-64 is called: by its own name, or as the
 /// Linux Standard Base has it.
-pub fn is_glibc_linker(name: &[u8]) -> bool {
+fn is_glibc_linker(name: &[u8]) -> bool {
     [&b"ld-linux-x86-64.so"[..], b"ld-lsb-x86-64.so"].iter().any(|known| name.starts_with(known))
 }
 

@@ -79,6 +79,8 @@ pub struct Refused {
     pub why: Refusal,
     /// Whether the calls that other libraries make are interposed.
     pub interposed: bool,
+    /// Whether there are calls that can't be.
+    pub lossy: bool,
 }
 
 /// Whether the function at `index` is patched, so that a call of its hook isn't the last that is seen
@@ -306,16 +308,12 @@ fn settle(object: &Object, loading: bool) -> bool {
     }
     object.relocated_words().for_each(|word| functions.word(word));
     let is_symbolic = object.is_symbolic();
-    let must_be_patched = |index: usize| {
+    let is_out_of_reach = |index: usize| {
         let one = found[index];
         let references = functions.references(one.address);
-        engine == Engine::Inline
-            || !one.exported
-            || one.protected
-            || is_symbolic
-            || references.called
-            || references.pointed_at
+        !one.exported || one.protected || is_symbolic || references.called || references.pointed_at
     };
+    let must_be_patched = |index: usize| engine == Engine::Inline || is_out_of_reach(index);
     let wanted: Vec<usize> = hooks
         .iter()
         .copied()
@@ -417,6 +415,9 @@ fn settle(object: &Object, loading: bool) -> bool {
         }
     }
     let is_lossy = !refused.is_empty();
+    for one in &mut refused {
+        one.lossy = is_out_of_reach(one.index);
+    }
     set_refused(refused);
     is_lossy
 }
@@ -426,7 +427,7 @@ fn has(found: &[Found], role: &str) -> bool {
 }
 
 fn refuse(index: usize, why: Refusal, found: &[Found; COUNT]) -> Refused {
-    Refused { index, why, interposed: found[index].exported }
+    Refused { index, why, interposed: found[index].exported, lossy: true }
 }
 
 /// The hooks of the newest era, one for each role, none of which can be had.

@@ -34,7 +34,7 @@ impl Near {
             high = high.max(code.as_ptr() as usize + code.len());
         }
         let in_reach = |start: usize| {
-            start + size > start && start.max(high).abs_diff(start.min(low)) + size < REACH
+            start + size > start && start.max(high).abs_diff(start.min(low)) + size + DATA < REACH
         };
         // Further and further away on both sides, until something is free.
         let mut distance = 16 * PAGE;
@@ -45,7 +45,8 @@ impl Near {
                 let protection = libc::PROT_READ | libc::PROT_WRITE;
                 let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
                 // SAFETY: a new mapping; the address is but a wish, so that nothing is replaced.
-                let start = unsafe { libc::mmap(hint as *mut _, size, protection, flags, -1, 0) };
+                let start =
+                    unsafe { libc::mmap(hint as *mut _, size + DATA, protection, flags, -1, 0) };
                 if start == libc::MAP_FAILED {
                     return Err(Refusal::Memory);
                 }
