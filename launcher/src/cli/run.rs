@@ -63,8 +63,10 @@ struct Arguments {
 }
 
 fn engine(name: &str) -> Result<Engine, String> {
+    // An empty variable is as good as none.
+    let name = if name.is_empty() { Engine::default().name() } else { name };
     let found = Engine::ALL.into_iter().find(|engine| engine.name() == name);
-    found.ok_or_else(|| "it is auto, preload or inline".to_owned())
+    found.ok_or_else(|| "--engine, or TTALLOC_ENGINE, is auto, preload or inline".to_owned())
 }
 
 /// Runs the program that the command line names.
