@@ -408,22 +408,31 @@ fn no_counters() -> Result<(), Failed> {
     Ok(())
 }
 
-/// On a mesh a tensor costs a record to allocate and one to free, however many chips it lies on.
+/// On a mesh a tensor costs a record to allocate and one to free, however many chips it lies on; and so
+/// does a program for what it is made of, each time it runs and when it ends.
 fn two_records_a_tensor() -> Result<(), Failed> {
     let events = |chips: u32, release: &str| -> Result<(u64, u64), Failed> {
         let cluster = Cluster::of(Arch::Wormhole, chips).ok_or("no cluster")?;
         let run = scenario(release, cluster, &["mixed", "1"], |_| {});
         let report = run.report();
         let memory = report.devices[0].memory.iter();
-        let pairs = memory.map(|memory| memory.allocations + memory.frees + memory.failed).sum();
-        Ok((report.integrity.events, pairs))
+        let pairs = memory.map(|memory| memory.allocations + memory.frees + memory.failed);
+        let hooks = &report.processes[0].runtime.as_ref().ok_or("no runtime")?.hooks;
+        let of_programs = hooks.iter().map(|hook| match &*hook.role {
+            "add_kernel" | "add_circular_buffer" | "enlist" | "enqueue" | "program_end" => {
+                hook.calls.unwrap_or(0)
+            }
+            _ => 0,
+        });
+        Ok((report.integrity.events, pairs.sum::<u64>() + of_programs.sum::<u64>()))
     };
     for (release, _) in RELEASES {
-        let ((one, pairs), (many, same)) = (events(1, release)?, events(8, release)?);
-        assert_eq!(pairs, same);
-        // Beside the pairs there are a few records of the process, its devices and its allocators.
-        assert!(many - same < 100, "{release}: {many} records for {same} allocations and frees");
-        assert!(one - pairs < 100, "{release}: {one} records for {pairs} allocations and frees");
+        let ((one, expected), (many, same)) = (events(1, release)?, events(8, release)?);
+        // Some programs are one for each chip in 0.66.0.
+        assert!(same >= expected && same - expected < 100, "{release}: {expected}, {same}");
+        // Beside these there are a few records of the process, its devices and its allocators.
+        assert!(many - same < 100, "{release}: {many} records instead of {same}");
+        assert!(one - expected < 100, "{release}: {one} records instead of {expected}");
     }
     Ok(())
 }
