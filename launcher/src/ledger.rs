@@ -127,6 +127,12 @@ impl Usage {
 }
 
 impl Totals {
+    /// Those of one buffer.
+    fn of_one(bytes: u64, bytes_per_bank: u64, banks: u64) -> Totals {
+        let reserved_bytes = bytes_per_bank.saturating_mul(banks);
+        Totals { buffers: 1, bytes, bytes_per_bank, reserved_bytes }
+    }
+
     fn add(&mut self, other: Totals) {
         self.buffers = self.buffers.saturating_add(other.buffers);
         self.bytes = self.bytes.saturating_add(other.bytes);
@@ -372,6 +378,11 @@ impl Allocator {
             }
         }
         Some(allocation)
+    }
+
+    /// What a buffer takes in a bank: the free list rounds up once more, to the allocator's own alignment.
+    fn rounded(&self, bytes_per_bank: u64) -> u64 {
+        bytes_per_bank.checked_next_multiple_of(self.alignment.max(1)).unwrap_or(u64::MAX)
     }
 
     /// Whether it and another have a chip in common.
@@ -738,23 +749,17 @@ impl Entry<'_> {
             self.anomalies.unattributed += 1;
             return;
         };
-        // The free list rounds up once more: to the allocator's own alignment.
-        let bytes_per_bank = body
-            .bytes_per_bank
-            .checked_next_multiple_of(allocator.alignment.max(1))
-            .unwrap_or(u64::MAX);
+        let bytes_per_bank = allocator.rounded(body.bytes_per_bank);
         let Some(&purpose) = Purpose::ALL.get(body.purpose as usize) else {
             self.anomalies.bad_records += 1;
             return;
         };
         let banks = u64::from(allocator.banks[kind as usize]);
         let cores = (body.cores != 0).then_some(u64::from(body.cores));
-        let totals = Totals {
-            buffers: 1,
-            bytes: body.bytes,
-            bytes_per_bank: if cores.is_none() { bytes_per_bank } else { 0 },
-            reserved_bytes: bytes_per_bank.saturating_mul(cores.unwrap_or(banks)),
-        };
+        let mut totals = Totals::of_one(body.bytes, bytes_per_bank, cores.unwrap_or(banks));
+        if cores.is_some() {
+            totals.bytes_per_bank = 0;
+        }
         let allocation = Allocation {
             buffer: body.buffer,
             address: body.address,
@@ -860,8 +865,7 @@ impl Entry<'_> {
                 continue;
             };
             let reserved_bytes = bytes_per_bank.saturating_mul(banks);
-            let totals =
-                Totals { buffers: 1, bytes: reserved_bytes, bytes_per_bank, reserved_bytes };
+            let totals = Totals::of_one(reserved_bytes, bytes_per_bank, banks);
             let allocation = Allocation {
                 buffer: 0,
                 address: start,
@@ -885,7 +889,7 @@ impl Entry<'_> {
         }
         let device = self.process.devices.get(&body.device);
         let knows = body.workload == 0 || self.process.programs.knows(body.workload);
-        if device.is_none() || !knows {
+        let Some(device) = device.filter(|_| knows) else {
             // A workload without programs runs nowhere.
             match &self.process.identity {
                 _ if body.device == 0 && !knows => {}
@@ -893,10 +897,9 @@ impl Entry<'_> {
                 _ => self.anomalies.unattributed_runs += 1,
             }
             return;
-        }
-        let (chips, shape) =
-            device.map(|device| (device.chips.clone(), device.shape)).unwrap_or_default();
-        let running = self.process.programs.run(body, &chips, shape, self.head.time_ns);
+        };
+        let programs = &mut self.process.programs;
+        let running = programs.run(body, &device.chips, device.shape, self.head.time_ns);
         self.running(&running);
     }
 
@@ -989,16 +992,10 @@ impl Entry<'_> {
         let is_whole = |one: &&Allocator| one.banks[MemoryType::Dram as usize] != 0;
         let mut whole = self.process.allocators.values().filter(is_whole);
         let of_device = whole.find(|one| one.device == body.device);
-        let (alignment, banks) =
-            of_device.map_or((1, 0), |one| (one.alignment.max(1), one.banks[kind as usize]));
-        let bytes_per_bank =
-            body.bytes_per_bank.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
-        let totals = Totals {
-            buffers: 1,
-            bytes: body.bytes,
-            bytes_per_bank,
-            reserved_bytes: bytes_per_bank.saturating_mul(banks.into()),
-        };
+        let (bytes_per_bank, banks) = of_device.map_or((body.bytes_per_bank, 0), |one| {
+            (one.rounded(body.bytes_per_bank), one.banks[kind as usize])
+        });
+        let totals = Totals::of_one(body.bytes, bytes_per_bank, banks.into());
         self.process.planned.insert(body.buffer, (body.device, kind, totals));
         for id in &device.chips {
             if let Some(chip) = self.process.chips.get_mut(id) {

@@ -15,7 +15,7 @@ use crate::calls::{self, DeviceKind};
 use crate::elf;
 use crate::inline::{self, Entry};
 use crate::programs::*;
-use crate::reconcile::{self, OF_CHIP, Operation, WHOLE};
+use crate::reconcile::{self, OF_CHIP, Operation, TYPES_WITH_BANKS, WHOLE};
 use crate::runtime;
 use crate::session::Recorder;
 
@@ -570,7 +570,7 @@ unsafe fn write_allocator(recorder: &Recorder, allocator: usize, device: usize) 
     };
     // DRAM, L1, L1_SMALL and TRACE. The allocator throws when asked for the banks of SYSTEM_MEMORY (2).
     // A word holds the enumeration's value whatever its width.
-    for at in [0_usize, 1, 3, 4] {
+    for at in TYPES_WITH_BANKS {
         let reference = (&raw const at) as usize;
         // SAFETY: a live allocator and a reference to one of its types.
         described.banks[at] = unsafe { calls::num_banks(runtime, allocator, reference) } as u32;
@@ -737,17 +737,15 @@ unsafe fn override_state(
     if !calls::allocated_regions::exists(runtime) || !calls::has_regions::exists(runtime) {
         return result;
     }
-    for buffer_type in [0_usize, 1, 3, 4] {
+    for buffer_type in TYPES_WITH_BANKS {
         // SAFETY: a live AllocatorState and one of tt-metal's types.
         if unsafe { calls::has_regions(runtime, state, buffer_type) } as u8 == 0 {
             continue;
         }
-        // SAFETY: as above; the result refers to a vector, which begins with its elements' start and end.
-        let vector = unsafe { calls::allocated_regions(runtime, state, buffer_type) };
         // SAFETY: as above.
-        let [start, end] = unsafe { elf::read::<[usize; 2]>(vector) };
-        // SAFETY: the vector's elements, pairs of addresses.
-        let regions: &[[u64; 2]] = unsafe { slice(start, end) };
+        let vector = unsafe { calls::allocated_regions(runtime, state, buffer_type) };
+        // SAFETY: the result refers to a vector of pairs of addresses.
+        let regions: &[[u64; 2]] = unsafe { elements(vector) };
         for some in regions.chunks(MOST_REGIONS) {
             let body = record::Regions {
                 allocator: allocator as u64,

@@ -217,24 +217,23 @@ unsafe fn write_local(recorder: &Recorder, mut body: record::Local, cores: usize
         body.cores = unsafe { calls::core_count(runtime, cores) } as u32;
     }
     let ranges: &[CoreRange] = if calls::core_ranges::exists(runtime) {
-        // SAFETY: as the caller promises; the result refers to a vector, which begins with its
-        // elements' start and end.
+        // SAFETY: as the caller promises.
         let vector = unsafe { calls::core_ranges(runtime, cores) };
-        // SAFETY: as above.
-        let [start, end] = unsafe { elf::read::<[usize; 2]>(vector) };
-        // SAFETY: the vector's elements: a CoreRange is two pairs of words.
-        unsafe { slice(start, end) }
+        // SAFETY: the result refers to a vector of CoreRange, which is two pairs of words.
+        unsafe { elements(vector) }
     } else {
         &[]
     };
     write_ranges(recorder, &body, ranges);
 }
 
-/// The elements of a vector.
+/// The elements of a vector, which begins with their start and end.
 ///
 /// # Safety
-/// `start` and `end` must be a live vector's, of elements that are laid out as `T` is.
-pub unsafe fn slice<'a, T>(start: usize, end: usize) -> &'a [T] {
+/// `vector` must point to a live one, whose elements are laid out as `T` is.
+pub unsafe fn elements<'a, T>(vector: usize) -> &'a [T] {
+    // SAFETY: as the caller promises.
+    let [start, end] = unsafe { elf::read::<[usize; 2]>(vector) };
     let bytes = end.saturating_sub(start);
     if start == 0 || !bytes.is_multiple_of(size_of::<T>()) {
         return &[];

@@ -22,7 +22,7 @@ use crate::runtime::Runtime;
 use crate::session::Recorder;
 
 /// The types that have banks: DRAM, L1, L1_SMALL and TRACE. SYSTEM_MEMORY (2) has none.
-const TYPES_WITH_BANKS: [usize; 4] = [0, 1, 3, 4];
+pub const TYPES_WITH_BANKS: [usize; 4] = [0, 1, 3, 4];
 /// How often an allocator is asked that other threads use at the time.
 const TRIES: usize = 3;
 /// Stands in an entry's address while it is being filled in: no object lies there.
