@@ -12,22 +12,40 @@
 //!
 //! Nothing here does I/O, and no record can make it panic.
 
+mod allocator;
+mod bounds;
+mod chips;
+mod late;
 mod reconcile;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use hashbrown::{DefaultHashBuilder, HashMap};
+use indexmap::IndexMap;
 
 use serde::{Deserialize, Serialize};
 use ttalloc_ring::record::{self, Head, Purpose, Record, Refusal, TYPES, TraceStep};
 use ttalloc_symbols::{COUNT, Era, SymbolSet};
 
+use self::allocator::Allocator;
+use self::chips::Place;
+use self::late::{EarlyFree, Late};
 use crate::programs::{Closed, Programs, Running, Shape};
 
 /// How many overlaps are told one by one.
 const MOST_OVERLAPS: usize = 100;
+/// How many overlaps of one allocation are counted.
+const MOST_OVERLAPS_OF_ONE: u64 = 256;
 /// How many purposes memory may have.
 const PURPOSES: usize = Purpose::ALL.len();
 
+pub use self::allocator::Allocation;
+pub(crate) use self::bounds::Largest;
+pub use self::bounds::{Folded, FoldedMemory, LeftOut, Limits};
+pub use self::chips::Chips;
 pub use self::reconcile::{Cause, Difference, Failure, Reconciliation};
 
 /// tt-metal's `BufferType`: the kind of memory.
@@ -127,17 +145,30 @@ impl Usage {
 }
 
 impl Totals {
+    const NONE: Totals = Totals { buffers: 0, bytes: 0, bytes_per_bank: 0, reserved_bytes: 0 };
+
     /// Those of one buffer.
     fn of_one(bytes: u64, bytes_per_bank: u64, banks: u64) -> Totals {
         let reserved_bytes = bytes_per_bank.saturating_mul(banks);
         Totals { buffers: 1, bytes, bytes_per_bank, reserved_bytes }
     }
 
-    fn add(&mut self, other: Totals) {
+    /// Adds others.
+    pub(crate) fn add(&mut self, other: Totals) {
         self.buffers = self.buffers.saturating_add(other.buffers);
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.bytes_per_bank = self.bytes_per_bank.saturating_add(other.bytes_per_bank);
         self.reserved_bytes = self.reserved_bytes.saturating_add(other.reserved_bytes);
+    }
+
+    /// That many times as much.
+    fn times(self, times: u64) -> Totals {
+        Totals {
+            buffers: self.buffers.saturating_mul(times),
+            bytes: self.bytes.saturating_mul(times),
+            bytes_per_bank: self.bytes_per_bank.saturating_mul(times),
+            reserved_bytes: self.reserved_bytes.saturating_mul(times),
+        }
     }
 
     fn subtract(&mut self, other: Totals) {
@@ -160,7 +191,7 @@ pub struct Memory {
     /// See `bank_bytes_last`; None before any is known.
     pub bank_bytes_least: Option<u64>,
     /// What was allocated for something else than data, by [`Purpose::ALL`].
-    pub purposes: [Usage; PURPOSES],
+    pub purposes: Purposes,
     /// What graph captures without dispatch planned, and never allocated.
     pub planned: Usage,
     /// What is allocated now.
@@ -181,6 +212,26 @@ pub struct Memory {
     pub failed: u64,
     /// The bytes asked for by all successful allocations.
     pub allocated_bytes_total: u64,
+}
+
+/// What memory was allocated for, by [`Purpose::ALL`]. It takes no room where that is data alone.
+#[derive(Clone, Debug, Default)]
+pub struct Purposes(Option<Box<[Usage; PURPOSES]>>);
+
+impl Deref for Purposes {
+    type Target = [Usage; PURPOSES];
+
+    fn deref(&self) -> &[Usage; PURPOSES] {
+        const NONE: Usage = Usage { live: Totals::NONE, peak: Totals::NONE, peak_ns: 0, count: 0 };
+        const NOTHING: [Usage; PURPOSES] = [NONE; PURPOSES];
+        self.0.as_deref().unwrap_or(&NOTHING)
+    }
+}
+
+impl DerefMut for Purposes {
+    fn deref_mut(&mut self) -> &mut [Usage; PURPOSES] {
+        self.0.get_or_insert_default()
+    }
 }
 
 impl Memory {
@@ -211,6 +262,8 @@ pub struct Chip {
     reopened: bool,
     /// How many devices over it have closed.
     closes: u64,
+    /// The lowest buffer in L1, while programs that run are entered.
+    lowest_buffer: Option<u64>,
 }
 
 impl Chip {
@@ -288,139 +341,14 @@ pub struct Mesh {
     pub chips: Vec<i32>,
 }
 
-/// One live allocation.
-#[derive(Clone, Debug)]
-pub struct Allocation {
-    /// The Buffer object.
-    buffer: u64,
-    /// Where it is, in each bank.
-    pub address: u64,
-    /// The type of memory.
-    pub kind: MemoryType,
-    /// What it takes on each of its chips.
-    pub totals: Totals,
-    /// What it takes in each of its banks, in bytes.
-    pub bytes_per_bank: u64,
-    /// If it has an address of its own on each core, how many banks it takes; None if it takes all.
-    pub cores: Option<u64>,
-    /// What it is for.
-    pub purpose: Purpose,
-    /// Whether the allocator took it over from another.
-    pub adopted: bool,
-    /// The page's size in bytes.
-    pub page_bytes: u64,
-    /// When it was made, in nanoseconds of the records' clock.
-    pub time_ns: u64,
-}
-
-/// What an allocator gave and has not taken back.
-#[derive(Debug, Default)]
-struct Allocator {
-    device: u64,
-    chips: Vec<i32>,
-    banks: [u32; TYPES],
-    alignment: u64,
-    live: HashMap<u64, Allocation>,
-    /// What that takes in each bank, by [`MemoryType::ALL`].
-    bytes_per_bank: [u64; TYPES],
-    /// How many records of allocations, frees and releases were read.
-    operations: u64,
-    /// By the Buffer object and the address, so that objects that come back cost no search.
-    by_buffer: HashMap<(u64, u64), Vec<u64>>,
-    by_address: BTreeMap<(MemoryType, u64), Vec<u64>>,
-    /// What was let go all at once, or by another's free, and whose objects may still ask to free it: by
-    /// object and address.
-    released: HashMap<(u64, u64), MemoryType>,
-}
-
-impl Allocator {
-    /// The allocation that freeing `buffer` at `address` ends, if any; None if the buffer is not known.
-    fn find(&mut self, buffer: u64, address: u64) -> Option<Option<u64>> {
-        if let Some(id) = self.by_buffer.get(&(buffer, address)).and_then(|ids| ids.last()) {
-            return Some(Some(*id));
-        }
-        // A destructor that runs after `deallocate_buffers`: the runtime frees whatever lies there now.
-        let kind = self.released.remove(&(buffer, address))?;
-        let victim = self.by_address.get(&(kind, address)).and_then(|ids| ids.last()).copied();
-        // The one that lies there has its own free yet to come.
-        if let Some(one) = victim.and_then(|id| self.live.get(&id)) {
-            self.released.insert((one.buffer, one.address), kind);
-        }
-        Some(victim)
-    }
-
-    fn insert(&mut self, id: u64, allocation: Allocation) {
-        let object = (allocation.buffer, allocation.address);
-        self.released.remove(&object);
-        self.by_buffer.entry(object).or_default().push(id);
-        self.by_address.entry((allocation.kind, allocation.address)).or_default().push(id);
-        let used = &mut self.bytes_per_bank[allocation.kind as usize];
-        *used = used.saturating_add(allocation.totals.bytes_per_bank);
-        self.live.insert(id, allocation);
-    }
-
-    fn remove(&mut self, id: u64) -> Option<Allocation> {
-        let allocation = self.live.remove(&id)?;
-        let used = &mut self.bytes_per_bank[allocation.kind as usize];
-        *used = used.saturating_sub(allocation.totals.bytes_per_bank);
-        let object = (allocation.buffer, allocation.address);
-        if let Some(ids) = self.by_buffer.get_mut(&object) {
-            ids.retain(|&other| other != id);
-            if ids.is_empty() {
-                self.by_buffer.remove(&object);
-            }
-        }
-        let place = (allocation.kind, allocation.address);
-        if let Some(ids) = self.by_address.get_mut(&place) {
-            ids.retain(|&other| other != id);
-            if ids.is_empty() {
-                self.by_address.remove(&place);
-            }
-        }
-        Some(allocation)
-    }
-
-    /// What a buffer takes in a bank: the free list rounds up once more, to the allocator's own alignment.
-    fn rounded(&self, bytes_per_bank: u64) -> u64 {
-        bytes_per_bank.checked_next_multiple_of(self.alignment.max(1)).unwrap_or(u64::MAX)
-    }
-
-    /// Whether it and another have a chip in common.
-    fn shares_chips(&self, other: &Allocator) -> bool {
-        self.chips.iter().any(|chip| other.chips.contains(chip))
-    }
-
-    /// Whether one of its live allocations has `address` in its memory.
-    fn covers(&self, kind: MemoryType, address: u64) -> bool {
-        let below = self.by_address.range((kind, 0)..=(kind, address)).next_back();
-        below.into_iter().flat_map(|(_, ids)| ids).any(|id| {
-            self.live.get(id).is_some_and(|one| address - one.address < one.bytes_per_bank)
-        })
-    }
-
-    /// Its live allocations that have memory between two addresses.
-    fn between(&self, kind: MemoryType, start: u64, end: u64) -> impl Iterator<Item = &Allocation> {
-        let below = self.by_address.range((kind, 0)..(kind, start)).next_back();
-        let inside = self.by_address.range((kind, start)..(kind, end.max(start)));
-        below.into_iter().chain(inside).flat_map(|(_, ids)| ids).filter_map(move |id| {
-            let one = self.live.get(id)?;
-            (one.address.saturating_add(one.bytes_per_bank) > start).then_some(one)
-        })
-    }
-
-    /// The lowest address that is allocated in L1.
-    fn lowest_l1(&self) -> Option<u64> {
-        let from = (MemoryType::L1, 0)..=(MemoryType::L1, u64::MAX);
-        self.by_address.range(from).next().map(|(&(_, address), _)| address)
-    }
-}
-
 #[derive(Debug)]
 struct Device {
     id: i32,
     is_mesh: bool,
-    chips: Vec<i32>,
+    place: Place,
     shape: Shape,
+    /// When it was last described, in nanoseconds of the records' clock.
+    described_ns: u64,
     /// Once it is closed: what that changed, in case the close fails after all.
     closed: Option<Closing>,
 }
@@ -430,7 +358,7 @@ struct Device {
 struct Closing {
     /// What was still allocated on each of its chips.
     left: [Totals; TYPES],
-    /// What each of its chips was before.
+    /// What each of its chips was before, those with the same figures once.
     before: Vec<BeforeClose>,
     /// Its traces.
     programs: Closed,
@@ -440,6 +368,7 @@ struct Closing {
 
 #[derive(Debug)]
 struct BeforeClose {
+    ids: BTreeSet<i32>,
     closes: u64,
     reopened: bool,
     live_at_close: [Option<Totals>; TYPES],
@@ -469,10 +398,10 @@ pub struct Process {
     pub patched: SymbolSet,
     /// Those that could not be, by their index in the catalogue.
     pub refused: BTreeMap<usize, Refused>,
-    /// The meshes it opened, in order.
+    /// The meshes it opened, in order, without those that were left out.
     pub meshes: Vec<Mesh>,
     /// The chips it opened, by their ids.
-    pub chips: BTreeMap<i32, Chip>,
+    pub chips: Chips,
     /// Its programs.
     pub programs: Programs,
     /// The first overlaps between its allocators.
@@ -482,7 +411,17 @@ pub struct Process {
     /// What is planned, by the Buffer object: its device, type and size.
     planned: HashMap<u64, (u64, MemoryType, Totals)>,
     devices: HashMap<u64, Device>,
-    allocators: BTreeMap<u64, Allocator>,
+    allocators: IndexMap<u64, Allocator, DefaultHashBuilder>,
+    /// What is not kept of it, for want of room.
+    pub left_out: LeftOut,
+    late: Late,
+    /// The devices that have closed, in order; some are open again, or gone.
+    closed: VecDeque<u64>,
+    /// Where programs last ran.
+    ran_at: Option<Place>,
+    has_ended: bool,
+    /// How many meshes were listed after some had been left out.
+    meshes_kept: usize,
 }
 
 /// A function whose calls are not seen, or not all.
@@ -528,6 +467,10 @@ pub struct Anomalies {
     pub inherited_runs: u64,
     /// Buffers made at a given address where nothing was allocated.
     pub external_placements: u64,
+    /// Records for which there was no room, because more is live than any program has.
+    pub crowded: u64,
+    /// Records of processes that had ended, and are no longer in the books.
+    pub after_end: u64,
 }
 
 /// The books of a run.
@@ -541,24 +484,43 @@ pub struct Ledger {
     pub anomalies: Anomalies,
     /// What the runtime said of the same memory.
     pub reconciliation: Reconciliation,
-    next_id: u64,
+    /// What is left of the processes that have ended and are no longer in `processes`.
+    pub folded: Folded,
+    limits: Limits,
+    ends: bounds::Ends,
+    is_crowded: bool,
 }
 
 impl Ledger {
     /// Enters one record.
     pub fn enter(&mut self, bytes: &[u8]) {
         self.events += 1;
+        self.weigh_now_and_then();
         let Ok((head, record)) = Record::decode(bytes) else {
             self.anomalies.bad_records += 1;
             return;
         };
-        let process = self.processes.entry(head.process).or_default();
+        if self.is_crowded && bounds::takes_room(&record) {
+            self.anomalies.crowded += 1;
+            return;
+        }
+        if let Record::Process(body, _) = &record {
+            self.announced(head.process, body.pid);
+        }
+        let process = match self.processes.get_mut(&head.process) {
+            Some(process) => process,
+            None if self.ends.is_folded(head.process) => {
+                self.anomalies.after_end += 1;
+                return;
+            }
+            None => self.processes.entry(head.process).or_default(),
+        };
         let mut entry = Entry {
             head,
             process,
             anomalies: &mut self.anomalies,
             reconciliation: &mut self.reconciliation,
-            next_id: &mut self.next_id,
+            most_programs: self.limits.programs,
         };
         entry.count_operation(&record);
         match record {
@@ -569,7 +531,7 @@ impl Ledger {
             Record::Allocate(body, _) => entry.allocate(body),
             Record::Free(body, _) => entry.free(body),
             Record::Failed(body, _) => entry.failed(body),
-            Record::Release(body, _) => entry.release(body.allocator, body.ends != 0),
+            Record::Release(body, _) => entry.released(body),
             Record::Close(body, _) if body.failed != 0 => entry.close_failed(body.device),
             Record::Close(body, _) => entry.close(body.device),
             Record::Placement(body, _) => entry.placement(body),
@@ -602,9 +564,9 @@ impl Ledger {
 impl Process {
     /// The live allocations with their chips, in no particular order.
     pub fn live(&self) -> impl Iterator<Item = (&[i32], &Allocation)> {
-        self.allocators.values().flat_map(|allocator| {
-            allocator.live.values().map(|one| (allocator.chips.as_slice(), one))
-        })
+        self.allocators
+            .values()
+            .flat_map(|allocator| allocator.live.values().map(|one| (allocator.chips(), one)))
     }
 }
 
@@ -614,7 +576,7 @@ struct Entry<'a> {
     process: &'a mut Process,
     anomalies: &'a mut Anomalies,
     reconciliation: &'a mut Reconciliation,
-    next_id: &'a mut u64,
+    most_programs: usize,
 }
 
 impl Entry<'_> {
@@ -657,52 +619,88 @@ impl Entry<'_> {
             self.anomalies.bad_records += 1;
             return;
         }
-        let chips: Vec<i32> = ids.iter().map(|&id| i32::from_le_bytes(id)).collect();
+        let chips: Arc<[i32]> = ids.iter().map(|&id| i32::from_le_bytes(id)).collect();
         let is_mesh = body.is_mesh != 0;
         let shape = Shape { dims: body.dims as usize, strides: body.strides };
-        if let Some(known) = self.process.devices.get_mut(&body.device)
-            && known.closed.is_none()
-            && known.id == body.id
-            && known.is_mesh == is_mesh
-            && same_chips(&known.chips, &chips)
-        {
-            // A mesh that was reshaped has its chips in another order.
-            (known.chips, known.shape) = (chips, shape);
-            return;
-        }
-        if let Some(gone) = self.process.devices.remove(&body.device) {
-            for id in gone.chips {
-                self.process.chips.entry(id).or_default().open.remove(&body.device);
+        let described_ns = self.head.time_ns;
+        if let Some(known) = self.process.devices.get_mut(&body.device) {
+            // It is late, and another has come there since.
+            if known.described_ns > described_ns {
+                return;
+            }
+            if known.closed.is_none()
+                && known.id == body.id
+                && known.is_mesh == is_mesh
+                && same_chips(&known.place.chips, &chips)
+            {
+                // A mesh that was reshaped has its chips in another order.
+                if known.place.chips != chips {
+                    known.place = Place::new(chips);
+                }
+                (known.shape, known.described_ns) = (shape, described_ns);
+                return;
             }
         }
-        for &id in &chips {
-            let chip = self.process.chips.entry(id).or_default();
+        self.forget_device(body.device);
+        let mut place = Place::new(chips.clone());
+        self.process.chips.add(&chips);
+        self.process.chips.change(&mut place, |chip| {
             chip.arch = body.arch;
             chip.reopened |= chip.open.is_empty();
             chip.open.insert(body.device);
-        }
+        });
         if is_mesh {
-            self.process.meshes.push(Mesh { id: body.id, chips: chips.clone() });
+            self.process.meshes.push(Mesh { id: body.id, chips: chips.to_vec() });
+            self.process.leave_out_meshes();
         }
-        let device = Device { id: body.id, is_mesh, chips, shape, closed: None };
+        let device = Device { id: body.id, is_mesh, place, shape, described_ns, closed: None };
         self.process.devices.insert(body.device, device);
+        for (time_ns, allocator) in self.process.late.take_allocators(body.device, described_ns) {
+            self.at(time_ns).allocator(allocator);
+        }
+    }
+
+    /// The same process's books, for a record that came before and makes sense only now.
+    fn at(&mut self, time_ns: u64) -> Entry<'_> {
+        Entry {
+            head: Head { time_ns, ..self.head },
+            process: self.process,
+            anomalies: self.anomalies,
+            reconciliation: self.reconciliation,
+            most_programs: self.most_programs,
+        }
+    }
+
+    fn forget_device(&mut self, address: u64) {
+        let Some(mut gone) = self.process.devices.remove(&address) else { return };
+        if let Some(closing) = gone.closed.take() {
+            let merged = self.process.programs.has_closed(closing.programs);
+            self.process.now_stands_for(&merged);
+        }
+        self.process.chips.change(&mut gone.place, |chip| {
+            chip.open.remove(&address);
+        });
     }
 
     fn allocator(&mut self, body: record::Allocator) {
-        let chips = match self.process.devices.get(&body.device) {
-            Some(device) => device.chips.clone(),
-            None => Vec::new(),
-        };
+        let time_ns = self.head.time_ns;
+        let known = self.process.allocators.get(&body.allocator);
+        // It is late, and another has come there since.
+        if known.is_some_and(|known| known.described_ns > time_ns) {
+            return;
+        }
         // One that is told again may have banks of another size than when its device was opened.
-        let is_known = self
-            .process
-            .allocators
-            .get(&body.allocator)
-            .is_some_and(|known| known.device == body.device);
+        let is_known = known.is_some_and(|known| known.device == body.device);
+        let mut place = match self.process.devices.get(&body.device) {
+            Some(device) => Place::new(device.place.chips.clone()),
+            None => {
+                self.process.late.keep_allocator(time_ns, body);
+                Place::default()
+            }
+        };
         // The allocator of a sub-device has no DRAM, and banks of another size.
         let is_whole = body.banks[MemoryType::Dram as usize] != 0;
-        for id in &chips {
-            let Some(chip) = self.process.chips.get_mut(id) else { continue };
+        self.process.chips.change(&mut place, |chip| {
             for (kind, memory) in chip.memory.iter_mut().enumerate() {
                 if is_whole || memory.banks == 0 {
                     let bytes = body.bank_bytes[kind];
@@ -718,35 +716,52 @@ impl Entry<'_> {
             if is_whole {
                 (chip.base, chip.l1_bytes) = (body.base, body.l1_bytes);
             }
-        }
-        match self.process.allocators.get(&body.allocator) {
-            Some(known) if known.device == body.device && same_chips(&known.chips, &chips) => {
+        });
+        match self.process.allocators.get_mut(&body.allocator) {
+            Some(known)
+                if known.device == body.device && same_chips(known.chips(), &place.chips) =>
+            {
+                known.described_ns = time_ns;
                 return;
             }
             // Described again by a runtime that can't tell its device.
             Some(_) if body.device == 0 => return,
             // It ended unseen.
-            Some(_) => self.release(body.allocator, true),
+            Some(_) => self.release(body.allocator, true, u64::MAX),
             None => {}
+        }
+        if self.process.allocators.len() >= bounds::MOST_ALLOCATORS {
+            self.anomalies.crowded += 1;
+            return;
         }
         let allocator = Allocator {
             device: body.device,
-            chips,
+            place,
             banks: body.banks,
             alignment: body.alignment.into(),
+            described_ns: time_ns,
             ..Allocator::default()
         };
+        let has_chips = !allocator.chips().is_empty();
         self.process.allocators.insert(body.allocator, allocator);
+        if has_chips {
+            for (time_ns, late) in self.process.late.take_allocations(body.allocator, time_ns) {
+                self.anomalies.unattributed = self.anomalies.unattributed.saturating_sub(1);
+                self.at(time_ns).allocate(late);
+            }
+        }
     }
 
     fn allocate(&mut self, body: record::Allocate) {
+        let time_ns = self.head.time_ns;
         let Some(kind) = MemoryType::from_number(body.buffer_type) else {
             self.anomalies.bad_records += 1;
             return;
         };
         let known = self.process.allocators.get_mut(&body.allocator);
-        let Some(allocator) = known.filter(|allocator| !allocator.chips.is_empty()) else {
+        let Some(allocator) = known.filter(|allocator| !allocator.chips().is_empty()) else {
             self.anomalies.unattributed += 1;
+            self.process.late.keep_allocation(time_ns, body);
             return;
         };
         let bytes_per_bank = allocator.rounded(body.bytes_per_bank);
@@ -770,24 +785,59 @@ impl Entry<'_> {
             purpose,
             adopted: false,
             page_bytes: body.page_bytes,
-            time_ns: self.head.time_ns,
+            time_ns,
         };
+        let is_gone = time_ns < allocator.released_ns;
         if purpose == Purpose::Trace {
             let device = allocator.device;
             self.process.programs.trace_memory(device, bytes_per_bank, totals.reserved_bytes);
         }
+        let object = (body.allocator, body.buffer, body.address);
+        if let Some(free) = self.process.late.take_free(object, time_ns) {
+            let counted = match free.inherited {
+                true => &mut self.anomalies.inherited_frees,
+                false => &mut self.anomalies.unknown_frees,
+            };
+            *counted = counted.saturating_sub(1);
+            self.was_there(body.allocator, &allocation, |memory| memory.frees += 1);
+            return;
+        }
+        if is_gone {
+            if let Some(allocator) = self.process.allocators.get_mut(&body.allocator) {
+                self.process.left_out.released += allocator.let_go(&allocation);
+            }
+            self.was_there(body.allocator, &allocation, |memory| memory.released += 1);
+            return;
+        }
         self.overlaps(body.allocator, &allocation);
         self.insert(body.allocator, allocation);
+    }
+
+    /// An allocation whose end was read before it is entered together with that.
+    fn was_there(&mut self, address: u64, allocation: &Allocation, end: impl Fn(&mut Memory)) {
+        let Some(allocator) = self.process.allocators.get_mut(&address) else { return };
+        self.process.chips.change(&mut allocator.place, |chip| {
+            let memory = &mut chip.memory[allocation.kind as usize];
+            memory.allocations += 1;
+            memory.allocated_bytes_total =
+                memory.allocated_bytes_total.saturating_add(allocation.totals.bytes);
+            if allocation.purpose != Purpose::Data {
+                memory.purposes[allocation.purpose as usize].count += 1;
+            }
+            end(memory);
+        });
     }
 
     /// Enters an allocation.
     fn insert(&mut self, address: u64, allocation: Allocation) {
         let Some(allocator) = self.process.allocators.get_mut(&address) else { return };
         let (kind, totals, purpose) = (allocation.kind, allocation.totals, allocation.purpose);
-        *self.next_id += 1;
-        allocator.insert(*self.next_id, allocation);
-        for id in &allocator.chips {
-            let Some(chip) = self.process.chips.get_mut(id) else { continue };
+        let time_ns = self.head.time_ns;
+        if !allocator.insert(allocation) {
+            self.anomalies.crowded += 1;
+            return;
+        }
+        self.process.chips.change(&mut allocator.place, |chip| {
             let memory = &mut chip.memory[kind as usize];
             memory.allocations += 1;
             memory.allocated_bytes_total =
@@ -795,12 +845,12 @@ impl Entry<'_> {
             memory.live.add(totals);
             if memory.live.reserved_bytes > memory.peak.reserved_bytes {
                 memory.peak = memory.live;
-                memory.peak_ns = self.head.time_ns;
+                memory.peak_ns = time_ns;
             }
             if purpose != Purpose::Data {
-                memory.purposes[purpose as usize].add(totals, self.head.time_ns);
+                memory.purposes[purpose as usize].add(totals, time_ns);
             }
-        }
+        });
     }
 
     /// Looks for live allocations of other allocators over the same chips that have the same memory.
@@ -821,16 +871,17 @@ impl Entry<'_> {
         };
         let (mut found, mut count) = (Vec::new(), 0);
         for (&of, other) in &self.process.allocators {
-            if of == address || other.live.is_empty() || !other.shares_chips(own) {
+            if of == address || other.live.is_empty() || !other.place.meets(&own.place) {
                 continue;
             }
-            for one in other.between(allocation.kind, allocation.address, end) {
-                if one.cores.is_some() || one.adopted {
-                    continue;
+            let known = other.between(allocation.kind, allocation.address, end);
+            for one in known.filter(|one| one.cores.is_none() && !one.adopted) {
+                if count == MOST_OVERLAPS_OF_ONE {
+                    break;
                 }
                 count += 1;
                 if self.process.overlaps.len() + found.len() < MOST_OVERLAPS {
-                    let chips = own.chips.iter().filter(|chip| other.chips.contains(chip));
+                    let chips = own.chips().iter().filter(|chip| other.chips().contains(chip));
                     found.push(Overlap {
                         chips: chips.copied().collect(),
                         kind: allocation.kind,
@@ -899,57 +950,65 @@ impl Entry<'_> {
             return;
         };
         let programs = &mut self.process.programs;
-        let running = programs.run(body, &device.chips, device.shape, self.head.time_ns);
+        let running = programs.run(body, &device.place.chips, device.shape, self.head.time_ns);
         self.running(&running);
     }
 
     /// Programs run now: how far do they reach into L1, and what do they leave?
     fn running(&mut self, running: &[Running]) {
-        let mut lowest: BTreeMap<i32, Option<u64>> = BTreeMap::new();
-        for one in running {
-            for id in &one.chips {
-                let Some(chip) = self.process.chips.get_mut(id) else { continue };
+        let time_ns = self.head.time_ns;
+        let Process { chips, allocators, ran_at, .. } = &mut *self.process;
+        let mut places: Vec<Place> = running
+            .iter()
+            .map(|one| match ran_at.take_if(|place| Arc::ptr_eq(&place.chips, &one.chips)) {
+                Some(place) => place,
+                None => Place::new(one.chips.clone()),
+            })
+            .collect();
+        for (one, place) in running.iter().zip(&mut places) {
+            chips.change(place, |chip| {
                 chip.programs.runs = chip.programs.runs.saturating_add(one.runs);
-                if one.new.contains(id) {
+                chip.lowest_buffer = None;
+            });
+            if !one.new.is_empty() {
+                chips.change(&mut Place::new(one.new.as_slice().into()), |chip| {
                     chip.programs.programs += 1;
-                }
-                let Some(end) = one.end else { continue };
-                let reach = Reach { program: one.program, end, time_ns: self.head.time_ns };
+                });
+            }
+        }
+        let have_regions = running.iter().any(|one| one.end.is_some());
+        for allocator in allocators.values_mut().filter(|_| have_regions) {
+            let Some(lowest) = allocator.lowest_l1() else { continue };
+            if places.iter().any(|place| place.meets(&allocator.place)) {
+                chips.change(&mut allocator.place, |chip| {
+                    let least = chip.lowest_buffer.map_or(lowest, |least| least.min(lowest));
+                    chip.lowest_buffer = Some(least);
+                });
+            }
+        }
+        for (one, place) in running.iter().zip(&mut places) {
+            let Some(end) = one.end else { continue };
+            let reach = Reach { program: one.program, end, time_ns };
+            chips.change(place, |chip| {
                 if chip.programs.largest.is_none_or(|largest| largest.end < end) {
                     chip.programs.largest = Some(reach);
                 }
-                let allocators = &self.process.allocators;
-                let lowest_buffer = *lowest.entry(*id).or_insert_with(|| {
-                    let over = allocators.values().filter(|one| one.chips.contains(id));
-                    over.filter_map(Allocator::lowest_l1).min()
-                });
                 let l1 = &chip.memory[MemoryType::L1 as usize];
+                let lowest_buffer = chip.lowest_buffer;
                 let limit = lowest_buffer.unwrap_or(chip.base[0].saturating_add(l1.bank_bytes));
                 let bytes = i64::try_from(i128::from(limit) - i128::from(end)).unwrap_or(i64::MIN);
                 if chip.programs.headroom.is_none_or(|least| bytes < least.bytes) {
                     chip.programs.headroom = Some(Headroom { reach, lowest_buffer, bytes });
                 }
-            }
+            });
         }
+        *ran_at = places.pop();
     }
 
     fn program_end(&mut self, address: u64) {
-        let Process { programs, chips, .. } = &mut *self.process;
-        let refers = |chip: &Chip, number: u64| {
-            let headroom = chip.programs.headroom.map(|headroom| headroom.reach);
-            chip.programs.largest.into_iter().chain(headroom).any(|reach| reach.program == number)
-        };
-        let merged =
-            programs.ended(address, |number| chips.values().any(|chip| refers(chip, number)));
-        let Some((number, first)) = merged else { return };
-        for chip in chips.values_mut() {
-            let headroom = chip.programs.headroom.as_mut().map(|headroom| &mut headroom.reach);
-            for reach in chip.programs.largest.as_mut().into_iter().chain(headroom) {
-                if reach.program == number {
-                    reach.program = first;
-                }
-            }
-        }
+        let merged = self.process.programs.ended(address);
+        self.process.now_stands_for(&merged);
+        self.process.leave_out_programs(self.most_programs);
     }
 
     fn trace(&mut self, body: &record::Trace) {
@@ -959,11 +1018,12 @@ impl Entry<'_> {
         };
         let (device, id, time_ns) = (body.device, body.trace, self.head.time_ns);
         let programs = &mut self.process.programs;
+        let mut merged = Vec::new();
         if step == TraceStep::Begin || step == TraceStep::End && !programs.end(device, id) {
             let known = self.process.devices.get(&device);
             let (mesh, chips) =
-                known.map(|known| (known.id, known.chips.as_slice())).unwrap_or_default();
-            programs.begin(device, id, mesh, chips, time_ns);
+                known.map(|known| (known.id, &*known.place.chips)).unwrap_or_default();
+            merged = programs.begin(device, id, mesh, chips, time_ns);
         }
         match step {
             TraceStep::Begin => {}
@@ -974,8 +1034,10 @@ impl Entry<'_> {
                 let running = programs.replay(device, id, time_ns);
                 self.running(&running);
             }
-            TraceStep::Release => programs.release(device, id, time_ns),
+            TraceStep::Release => merged = programs.release(device, id, time_ns),
         }
+        self.process.now_stands_for(&merged);
+        self.process.leave_out_programs(self.most_programs);
     }
 
     fn planned(&mut self, body: &record::Planned) {
@@ -984,7 +1046,7 @@ impl Entry<'_> {
             return;
         };
         self.unplanned(body.buffer);
-        let Some(device) = self.process.devices.get(&body.device) else {
+        let Some(device) = self.process.devices.get_mut(&body.device) else {
             self.anomalies.unattributed += 1;
             return;
         };
@@ -997,43 +1059,44 @@ impl Entry<'_> {
         });
         let totals = Totals::of_one(body.bytes, bytes_per_bank, banks.into());
         self.process.planned.insert(body.buffer, (body.device, kind, totals));
-        for id in &device.chips {
-            if let Some(chip) = self.process.chips.get_mut(id) {
-                chip.memory[kind as usize].planned.add(totals, self.head.time_ns);
-            }
-        }
+        let time_ns = self.head.time_ns;
+        self.process.chips.change(&mut device.place, |chip| {
+            chip.memory[kind as usize].planned.add(totals, time_ns);
+        });
     }
 
     fn unplanned(&mut self, buffer: u64) {
         let Some((device, kind, totals)) = self.process.planned.remove(&buffer) else { return };
-        let Some(device) = self.process.devices.get(&device) else { return };
-        for id in &device.chips {
-            if let Some(chip) = self.process.chips.get_mut(id) {
-                chip.memory[kind as usize].planned.live.subtract(totals);
-            }
-        }
+        let Some(device) = self.process.devices.get_mut(&device) else { return };
+        self.process.chips.change(&mut device.place, |chip| {
+            chip.memory[kind as usize].planned.live.subtract(totals);
+        });
     }
 
     fn free(&mut self, body: record::Free) {
+        let time_ns = self.head.time_ns;
         let allocator = self.process.allocators.get_mut(&body.allocator);
         let found = allocator.and_then(|allocator| {
-            let id = allocator.find(body.buffer, body.address)?;
-            Some((id.and_then(|id| allocator.remove(id)), &allocator.chips))
+            let freed = allocator.free(body.buffer, body.address, time_ns)?;
+            Some((freed, &mut allocator.place))
         });
-        let Some((freed, chips)) = found else {
-            match &self.process.identity {
-                Some(identity) if identity.forked => self.anomalies.inherited_frees += 1,
-                _ => self.anomalies.unknown_frees += 1,
+        let Some((freed, place)) = found else {
+            let inherited = self.process.identity.as_ref().is_some_and(|identity| identity.forked);
+            match inherited {
+                true => self.anomalies.inherited_frees += 1,
+                false => self.anomalies.unknown_frees += 1,
             }
+            let object = (body.allocator, body.buffer, body.address);
+            self.process.late.keep_free(object, EarlyFree { time_ns, inherited });
             return;
         };
-        let Some(allocation) = freed else { return };
-        for id in chips {
-            let Some(chip) = self.process.chips.get_mut(id) else { continue };
+        self.process.left_out.released += freed.forgotten;
+        let Some(allocation) = freed.allocation else { return };
+        self.process.chips.change(place, |chip| {
             let memory = &mut chip.memory[allocation.kind as usize];
             memory.frees += 1;
             memory.subtract(&allocation);
-        }
+        });
     }
 
     fn failed(&mut self, body: record::Failed) {
@@ -1042,59 +1105,64 @@ impl Entry<'_> {
             return;
         };
         self.note_failure(body, kind);
-        let known = self.process.allocators.get(&body.allocator);
-        let Some(allocator) = known.filter(|allocator| !allocator.chips.is_empty()) else {
+        let known = self.process.allocators.get_mut(&body.allocator);
+        let Some(allocator) = known.filter(|allocator| !allocator.chips().is_empty()) else {
             self.anomalies.unattributed += 1;
             return;
         };
-        for id in &allocator.chips {
-            if let Some(chip) = self.process.chips.get_mut(id) {
-                chip.memory[kind as usize].failed += 1;
-            }
-        }
+        self.process.chips.change(&mut allocator.place, |chip| {
+            chip.memory[kind as usize].failed += 1;
+        });
     }
 
-    fn release(&mut self, address: u64, ends: bool) {
+    fn released(&mut self, body: record::Release) {
+        let time_ns = self.head.time_ns;
+        // One that has come to the address since stays, if the record is late.
+        let has_ended = |one: &Allocator| one.described_ns <= time_ns;
+        let known = self.process.allocators.get(&body.allocator);
+        let ends = body.ends != 0 && known.is_some_and(has_ended);
+        self.release(body.allocator, ends, time_ns);
+    }
+
+    /// An allocator lets go of all that was there at a time.
+    fn release(&mut self, address: u64, ends: bool, time_ns: u64) {
         let Some(allocator) = self.process.allocators.get_mut(&address) else { return };
-        // Oldest first: where several had one object, only the newest's is still there to ask.
-        let mut released: Vec<_> = allocator.live.drain().collect();
-        released.sort_unstable_by_key(|&(id, _)| id);
-        for (_, allocation) in released {
-            let object = (allocation.buffer, allocation.address);
-            allocator.released.insert(object, allocation.kind);
-            for id in &allocator.chips {
-                let Some(chip) = self.process.chips.get_mut(id) else { continue };
+        let mut place = std::mem::take(&mut allocator.place);
+        let chips = &mut self.process.chips;
+        self.process.left_out.released += allocator.release(time_ns, |allocation| {
+            chips.change(&mut place, |chip| {
                 let memory = &mut chip.memory[allocation.kind as usize];
                 memory.released += 1;
-                memory.subtract(&allocation);
-            }
-        }
-        allocator.by_buffer.clear();
-        allocator.by_address.clear();
-        allocator.bytes_per_bank = [0; TYPES];
+                memory.subtract(allocation);
+            });
+        });
+        allocator.place = place;
         if ends {
-            self.process.allocators.remove(&address);
+            self.process.allocators.swap_remove(&address);
         }
     }
 
     fn close(&mut self, address: u64) {
         let Some(device) = self.process.devices.get_mut(&address) else { return };
-        if device.closed.is_some() {
+        // Or it is late, and another has come to the address since.
+        if device.closed.is_some() || device.described_ns > self.head.time_ns {
             return;
         }
         let mut left = [Totals::default(); TYPES];
         for allocator in self.process.allocators.values() {
-            for allocation in allocator.live.values().filter(|_| allocator.device == address) {
-                left[allocation.kind as usize].add(allocation.totals);
+            if allocator.device == address {
+                for allocation in allocator.live.values() {
+                    left[allocation.kind as usize].add(allocation.totals);
+                }
             }
         }
         let mut before = Vec::new();
-        for id in &device.chips {
-            let chip = self.process.chips.entry(*id).or_default();
+        self.process.chips.change_with_ids(&mut device.place, |ids, chip| {
             chip.open.remove(&address);
             let reopened = std::mem::take(&mut chip.reopened);
             let live_at_close = chip.memory.each_ref().map(|memory| memory.live_at_close);
-            before.push(BeforeClose { closes: chip.closes, reopened, live_at_close });
+            let ids = ids.clone();
+            before.push(BeforeClose { ids, closes: chip.closes, reopened, live_at_close });
             chip.closes += 1;
             for (memory, left) in chip.memory.iter_mut().zip(left) {
                 let at_close = memory.live_at_close.get_or_insert_default();
@@ -1103,13 +1171,24 @@ impl Entry<'_> {
                 }
                 at_close.add(left);
             }
-        }
+        });
         let of_it = self.process.planned.iter().filter(|(_, (device, ..))| *device == address);
         let planned: Vec<_> = of_it.map(|(&buffer, &planned)| (buffer, planned)).collect();
         let programs = self.process.programs.close(address);
         device.closed = Some(Closing { left, before, programs, planned: planned.clone() });
         for (buffer, _) in planned {
             self.unplanned(buffer);
+        }
+        self.process.closed.push_back(address);
+        if self.process.closed.len() > bounds::MOST_CLOSED
+            && let Some(oldest) = self.process.closed.pop_front()
+        {
+            let devices = &self.process.devices;
+            let is_closed = devices.get(&oldest).is_some_and(|device| device.closed.is_some());
+            if is_closed && !self.process.closed.contains(&oldest) {
+                self.forget_device(oldest);
+                self.process.leave_out_programs(self.most_programs);
+            }
         }
     }
 
@@ -1121,28 +1200,28 @@ impl Entry<'_> {
         for (buffer, planned) in closing.planned {
             let (_, kind, totals) = planned;
             self.process.planned.insert(buffer, planned);
-            for id in &device.chips {
-                if let Some(chip) = self.process.chips.get_mut(id) {
-                    chip.memory[kind as usize].planned.live.add(totals);
-                }
-            }
+            self.process.chips.change(&mut device.place, |chip| {
+                chip.memory[kind as usize].planned.live.add(totals);
+            });
         }
-        for (id, before) in device.chips.iter().zip(closing.before) {
-            let chip = self.process.chips.entry(*id).or_default();
+        self.process.chips.change_with_ids(&mut device.place, |ids, chip| {
             chip.open.insert(address);
+            // Since then, chips with the same figures may have parted, but none have met.
+            let was = closing.before.iter().find(|was| ids.is_subset(&was.ids));
+            let Some(before) = was else { return };
             if chip.closes == before.closes + 1 {
                 chip.closes = before.closes;
                 chip.reopened = before.reopened;
                 for (memory, live_at_close) in chip.memory.iter_mut().zip(before.live_at_close) {
                     memory.live_at_close = live_at_close;
                 }
-                continue;
+                return;
             }
             // Another device over the chip has closed since, and that stands.
             for (memory, left) in chip.memory.iter_mut().zip(closing.left) {
                 memory.live_at_close.get_or_insert_default().subtract(left);
             }
-        }
+        });
     }
 
     fn placement(&mut self, body: record::Placement) {
@@ -1151,10 +1230,10 @@ impl Entry<'_> {
             return;
         };
         let device = self.process.devices.get(&body.device);
-        let chips = device.map(|device| device.chips.as_slice()).unwrap_or_default();
-        let covered = self.process.allocators.values().any(|allocator| {
-            allocator.chips.iter().any(|chip| chips.contains(chip))
-                && allocator.covers(kind, body.address)
+        let covered = device.is_some_and(|device| {
+            self.process.allocators.values().any(|allocator| {
+                allocator.place.meets(&device.place) && allocator.covers(kind, body.address)
+            })
         });
         if !covered {
             self.anomalies.external_placements += 1;
@@ -1734,7 +1813,7 @@ mod tests {
                             peak = peak.max(expected);
                         }
                         let allocators = &story.ledger.processes[&0].allocators;
-                        let of_chip = allocators.values().filter(|one| one.chips.contains(&chip));
+                        let of_chip = allocators.values().filter(|one| one.chips().contains(&chip));
                         let summed: u64 = of_chip.map(|one| one.bytes_per_bank[kind as usize]).sum();
                         prop_assert_eq!(summed, expected);
                     }
@@ -1845,7 +1924,7 @@ mod tests {
         assert_eq!(story.headroom(0), Some((512, Some(2048))));
         let programs = &story.ledger.processes[&0].programs;
         assert_eq!(programs.all()[0].1.runs, 4);
-        let trace = &programs.traces[0];
+        let trace = programs.traces().next().unwrap();
         assert_eq!((trace.dispatches, trace.replays, trace.chips.len()), (2, 2, 2));
         assert!(trace.released_ns.is_some());
     }

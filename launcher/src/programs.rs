@@ -4,14 +4,17 @@
 //! cores and chips. They take memory only while the program runs: programs share the L1 below the lowest
 //! buffer, so that their sizes are never added up.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher;
+use std::sync::Arc;
 
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ttalloc_ring::record::{self, LocalKind, MESH_DIMS};
 
-/// How many different programs are told apart among those that have ended.
-const MOST_ENDED: usize = 4096;
+use crate::ledger::Largest;
+
 /// How many kernels of a program are named.
 const MOST_KERNELS: usize = 64;
 /// How many local buffers of a program are told.
@@ -20,6 +23,10 @@ const MOST_LOCAL: usize = 1024;
 /// chips.
 const MOST_RANGES: usize = 1024;
 const MOST_MEMBERS: usize = 4096;
+/// How many ranges of cores all buffers of a program may have together.
+const MOST_RANGES_OF_ALL: usize = 1 << 16;
+/// How many traces are told, beside those that can still be replayed.
+const MOST_TRACES: usize = 256;
 /// How long a kernel's name may be, in letters.
 const MOST_LETTERS: usize = 256;
 
@@ -77,12 +84,15 @@ fn cores_of(ranges: &[CoreRange]) -> u64 {
 }
 
 /// What makes two programs the same to a reader.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Signature {
-    kernels: Vec<String>,
-    local: Vec<(BufferKind, Option<u64>, u64, Vec<CoreRange>)>,
-    chips: Vec<i32>,
+#[derive(PartialEq, Eq, Hash)]
+struct Key<'a> {
+    kernels: &'a [String],
+    local: Vec<(BufferKind, Option<u64>, u64, &'a [CoreRange])>,
+    chips: &'a BTreeSet<i32>,
 }
+
+/// How large a program is beside others: whether figures refer to it, its region's end, its runs.
+pub(crate) type Size = (bool, u64, u64);
 
 /// A program, or several that are the same to a reader.
 #[derive(Clone, Debug, Default)]
@@ -111,6 +121,10 @@ pub struct Program {
     layouts: [u64; LocalKind::ALL.len()],
     /// One past its last byte in L1; 0 if it lays out nothing.
     end: u64,
+    /// The chips it ran on last.
+    last: Option<Arc<[i32]>>,
+    /// About how much its kernels and buffers take to remember, in bytes.
+    weight: usize,
 }
 
 impl Program {
@@ -119,16 +133,29 @@ impl Program {
         (self.end != 0).then_some(self.end)
     }
 
-    fn signature(&self) -> Signature {
-        let local = |one: &LocalBuffer| (one.kind, one.address, one.bytes, one.ranges.clone());
+    fn key(&self) -> Key<'_> {
+        fn local(one: &LocalBuffer) -> (BufferKind, Option<u64>, u64, &[CoreRange]) {
+            (one.kind, one.address, one.bytes, &one.ranges)
+        }
         // Which was laid out first says nothing.
         let mut all: Vec<_> = self.local.iter().map(local).collect();
         all.sort_unstable();
-        Signature {
-            kernels: self.kernels.clone(),
-            local: all,
-            chips: self.chips.iter().copied().collect(),
-        }
+        Key { kernels: &self.kernels, local: all, chips: &self.chips }
+    }
+
+    /// Whether there is anything to tell of it.
+    fn was_used(&self) -> bool {
+        self.runs != 0 || self.refused != 0
+    }
+
+    pub(crate) fn size(&self, is_needed: bool) -> Size {
+        (is_needed, self.end, self.runs)
+    }
+
+    fn weigh(&self) -> usize {
+        let kernels = self.kernels.iter().map(|name| size_of::<String>() + name.len());
+        let local = self.local.iter().map(|one| size_of_val(one) + 8 * one.ranges.len());
+        kernels.sum::<usize>() + local.sum::<usize>()
     }
 
     fn merge(&mut self, other: Program) {
@@ -149,6 +176,29 @@ struct Part {
     dims: usize,
     start: [u32; MESH_DIMS],
     end: [u32; MESH_DIMS],
+}
+
+/// A program in a workload.
+#[derive(Clone, Debug)]
+struct Member {
+    number: u64,
+    part: Part,
+    /// Its chips, of those of a mesh.
+    of: Option<(Arc<[i32]>, Arc<[i32]>)>,
+}
+
+impl Member {
+    fn chips(&mut self, of: &Arc<[i32]>, shape: Shape) -> Arc<[i32]> {
+        if let Some((whole, part)) = &self.of
+            && Arc::ptr_eq(whole, of)
+        {
+            return part.clone();
+        }
+        let part = self.part.of(of, shape);
+        let part = if part == **of { of.clone() } else { part.into() };
+        self.of = Some((of.clone(), part.clone()));
+        part
+    }
 }
 
 /// What a mesh looks like: how many chips a step in each dimension is.
@@ -208,10 +258,11 @@ pub struct Trace {
     pub reserved_bytes: u64,
     /// How many dispatches it holds.
     pub dispatches: u64,
-    /// How often each program was dispatched during the capture, while the trace is there.
-    programs: BTreeMap<u64, u64>,
-    /// The chips of each.
-    parts: BTreeMap<u64, Vec<i32>>,
+    /// How often each program was dispatched during the capture, and on which chips, while the trace is
+    /// there.
+    programs: BTreeMap<u64, (u64, Arc<[i32]>)>,
+    /// Whether it is there.
+    is_there: bool,
 }
 
 /// A program on the chips that it now runs on.
@@ -221,7 +272,7 @@ pub struct Running {
     /// One past its last byte in L1, if it has any there.
     pub end: Option<u64>,
     /// The chips.
-    pub chips: Vec<i32>,
+    pub chips: Arc<[i32]>,
     /// Which of them it had not run on before.
     pub new: Vec<i32>,
     /// How often it runs there: a trace may hold it several times.
@@ -231,9 +282,14 @@ pub struct Running {
 /// What a device's close takes along.
 #[derive(Debug)]
 pub struct Closed {
-    captured: Option<usize>,
-    kept: Vec<((u64, u32), usize)>,
+    captured: Option<u64>,
+    last: Option<u64>,
+    kept: Vec<((u64, u32), u64)>,
 }
+
+/// Programs that turned out to be the same as others: their numbers, and those of the ones that stand for
+/// them from now on.
+pub type Merged = Vec<(u64, u64)>;
 
 /// One process's programs.
 #[derive(Clone, Debug, Default)]
@@ -241,22 +297,34 @@ pub struct Programs {
     /// By the program's address.
     by_address: HashMap<u64, u64>,
     /// By number.
-    programs: BTreeMap<u64, Program>,
-    /// The programs of each workload, with their parts of the mesh.
-    workloads: HashMap<u64, Vec<(u64, Part)>>,
+    programs: HashMap<u64, Program>,
+    /// The programs of each workload.
+    workloads: HashMap<u64, Vec<Member>>,
     /// The workload of a program.
     workload_of: HashMap<u64, u64>,
-    /// The ended program that stands for all of its kind.
-    ended: HashMap<Signature, u64>,
-    /// All traces, in order.
-    pub traces: Vec<Trace>,
+    /// The ended programs that stand for all of their kind, by what makes them the same.
+    ended: HashTable<(u64, u64)>,
+    hasher: DefaultHashBuilder,
+    /// The traces, in order.
+    traces: BTreeMap<u64, Trace>,
     /// The trace that a device captures, by the device's address.
-    capturing: HashMap<u64, usize>,
+    capturing: HashMap<u64, u64>,
+    /// The trace that a device began to capture last.
+    last: HashMap<u64, u64>,
     /// The traces of a device that were not released.
-    kept: HashMap<(u64, u32), usize>,
-    /// Programs that ended and are not told apart, for want of room.
+    kept: HashMap<(u64, u32), u64>,
+    /// How many traces hold a program that can still be replayed.
+    traced: HashMap<u64, u64>,
+    /// How many traces are still there.
+    traces_there: usize,
+    /// Program objects that are not told of, for want of room.
     pub left_out: u64,
+    /// Traces that are not told of, for want of room.
+    pub traces_left_out: u64,
     next: u64,
+    next_trace: u64,
+    /// About how much the programs' parts take to remember, in bytes.
+    weight: usize,
 }
 
 impl Programs {
@@ -267,6 +335,21 @@ impl Programs {
             self.programs.insert(self.next, program);
             self.next
         })
+    }
+
+    /// A program's parts have changed.
+    fn weigh(&mut self, address: u64) {
+        let number = self.by_address.get(&address);
+        let Some(program) = number.and_then(|number| self.programs.get_mut(number)) else { return };
+        let weight = program.weigh();
+        self.weight = (self.weight + weight).saturating_sub(program.weight);
+        program.weight = weight;
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Program> {
+        let program = self.programs.remove(&number)?;
+        self.weight = self.weight.saturating_sub(program.weight);
+        Some(program)
     }
 
     fn program(&mut self, address: u64) -> &mut Program {
@@ -285,6 +368,7 @@ impl Programs {
         let kernels = &mut self.program(address).kernels;
         if !name.is_empty() && kernels.len() < MOST_KERNELS && !kernels.contains(&name) {
             kernels.push(name);
+            self.weigh(address);
         }
     }
 
@@ -323,7 +407,9 @@ impl Programs {
             matches!(kind, LocalKind::Dataflow | LocalKind::Scratchpad)
                 && (one.kind, one.address, one.bytes) == (buffer.kind, buffer.address, buffer.bytes)
         });
-        let has_room = program.local.len() < MOST_LOCAL;
+        let ranges_of_all: usize = program.local.iter().map(|one| one.ranges.len()).sum();
+        let has_room = program.local.len() < MOST_LOCAL
+            && ranges_of_all + buffer.ranges.len() <= MOST_RANGES_OF_ALL;
         let known = same.and_then(|at| program.local.get(at)).map_or(0, |one| one.ranges.len());
         if known + buffer.ranges.len() > MOST_RANGES {
             return false;
@@ -346,6 +432,7 @@ impl Programs {
         if !is_view {
             program.end = program.end.max(end);
         }
+        self.weigh(body.program);
         true
     }
 
@@ -364,13 +451,18 @@ impl Programs {
         if let Some(other) = self.workload_of.insert(number, body.workload) {
             self.leave(number, other);
         }
-        self.workloads.entry(body.workload).or_default().push((number, part));
+        let member = Member { number, part, of: None };
+        self.workloads.entry(body.workload).or_default().push(member);
+        self.weight += size_of::<Member>();
         true
     }
 
     fn leave(&mut self, number: u64, workload: u64) {
         if let Some(members) = self.workloads.get_mut(&workload) {
-            members.retain(|&(member, _)| member != number);
+            let before = members.len();
+            members.retain(|member| member.number != number);
+            let gone = (before - members.len()) * size_of::<Member>();
+            self.weight = self.weight.saturating_sub(gone);
             if members.is_empty() {
                 self.workloads.remove(&workload);
             }
@@ -387,51 +479,57 @@ impl Programs {
     pub fn run(
         &mut self,
         body: &record::Run,
-        chips: &[i32],
+        chips: &Arc<[i32]>,
         shape: Shape,
         time_ns: u64,
     ) -> Vec<Running> {
-        let members = match body.workload {
-            0 => vec![(self.number(body.program), chips.to_vec())],
-            workload => {
-                let members = self.workloads.get(&workload).map(Vec::as_slice).unwrap_or_default();
-                members.iter().map(|(number, part)| (*number, part.of(chips, shape))).collect()
-            }
-        };
-        if let Some(trace) =
-            self.capturing.get(&body.device).and_then(|&at| self.traces.get_mut(at))
-        {
+        let alone = (body.workload == 0).then(|| (self.number(body.program), chips.clone()));
+        let members = self.workloads.get_mut(&body.workload).filter(|_| body.workload != 0);
+        let members = members.into_iter().flatten();
+        let members = members.map(|member| (member.number, member.chips(chips, shape)));
+        let members = alone.into_iter().chain(members);
+        let capturing = self.capturing.get(&body.device);
+        if let Some(trace) = capturing.and_then(|at| self.traces.get_mut(at)) {
             for (number, chips) in members {
                 trace.dispatches += 1;
-                *trace.programs.entry(number).or_default() += 1;
-                trace.parts.insert(number, chips);
+                if !trace.is_there {
+                    continue;
+                }
+                let (runs, on) = trace.programs.entry(number).or_insert_with(|| {
+                    *self.traced.entry(number).or_default() += 1;
+                    (0, chips.clone())
+                });
+                *runs += 1;
+                *on = chips;
             }
             return Vec::new();
         }
-        let running =
-            members.into_iter().map(|(number, chips)| self.start(number, chips, 1, time_ns));
-        running.collect()
-    }
-
-    fn start(&mut self, number: u64, chips: Vec<i32>, runs: u64, time_ns: u64) -> Running {
-        let program = self.programs.entry(number).or_default();
-        program.runs = program.runs.saturating_add(runs);
-        if program.first_ns == 0 {
-            program.first_ns = time_ns;
-        }
-        program.last_ns = time_ns;
-        let new: Vec<i32> =
-            chips.iter().copied().filter(|&chip| program.chips.insert(chip)).collect();
-        Running { program: number, end: program.region_end(), chips, new, runs }
+        let programs = &mut self.programs;
+        members.filter_map(|(number, chips)| start(programs, number, chips, 1, time_ns)).collect()
     }
 
     /// A trace's capture begins.
-    pub fn begin(&mut self, device: u64, id: u32, mesh: i32, chips: &[i32], time_ns: u64) {
-        let at = self.traces.len();
+    pub fn begin(
+        &mut self,
+        device: u64,
+        id: u32,
+        mesh: i32,
+        chips: &[i32],
+        time_ns: u64,
+    ) -> Merged {
+        self.next_trace += 1;
+        let number = self.next_trace;
         let chips = chips.to_vec();
-        self.traces.push(Trace { id, mesh, chips, captured_ns: time_ns, ..Trace::default() });
-        self.capturing.insert(device, at);
-        self.kept.insert((device, id), at);
+        let trace =
+            Trace { id, mesh, chips, captured_ns: time_ns, is_there: true, ..Trace::default() };
+        self.traces.insert(number, trace);
+        self.traces_there += 1;
+        self.capturing.insert(device, number);
+        self.last.insert(device, number);
+        match self.kept.insert((device, id), number) {
+            Some(other) => self.forget_trace(other),
+            None => Vec::new(),
+        }
     }
 
     /// A trace's capture is about to end. Whether its beginning was seen.
@@ -442,8 +540,8 @@ impl Programs {
 
     /// Memory was allocated for the trace whose capture ended last on a device.
     pub fn trace_memory(&mut self, device: u64, bytes_per_bank: u64, reserved_bytes: u64) {
-        let last = self.kept.iter().filter(|((of, _), _)| *of == device).map(|(_, &at)| at).max();
-        if let Some(trace) = last.and_then(|at| self.traces.get_mut(at)) {
+        let last = self.last.get(&device).and_then(|at| self.traces.get_mut(at));
+        if let Some(trace) = last.filter(|trace| trace.is_there) {
             trace.bytes_per_bank = trace.bytes_per_bank.saturating_add(bytes_per_bank);
             trace.reserved_bytes = trace.reserved_bytes.saturating_add(reserved_bytes);
         }
@@ -451,30 +549,67 @@ impl Programs {
 
     /// A trace is replayed: what now runs.
     pub fn replay(&mut self, device: u64, id: u32, time_ns: u64) -> Vec<Running> {
-        let found = self.kept.get(&(device, id)).and_then(|&at| self.traces.get_mut(at));
+        let found = self.kept.get(&(device, id)).and_then(|at| self.traces.get_mut(at));
         let Some(trace) = found else { return Vec::new() };
         trace.replays += 1;
-        let members: Vec<_> = trace
-            .programs
-            .iter()
-            .map(|(&number, &runs)| {
-                (number, runs, trace.parts.get(&number).cloned().unwrap_or_default())
-            })
-            .collect();
-        let running = members
-            .into_iter()
-            .map(|(number, runs, chips)| self.start(number, chips, runs, time_ns));
+        let programs = &mut self.programs;
+        let members = trace.programs.iter();
+        let running = members.filter_map(|(&number, (runs, chips))| {
+            start(programs, number, chips.clone(), *runs, time_ns)
+        });
         running.collect()
     }
 
     /// A trace is released.
-    pub fn release(&mut self, device: u64, id: u32, time_ns: u64) {
-        if let Some(trace) = self.kept.remove(&(device, id)).and_then(|at| self.traces.get_mut(at))
-        {
+    pub fn release(&mut self, device: u64, id: u32, time_ns: u64) -> Merged {
+        let Some(number) = self.kept.remove(&(device, id)) else { return Vec::new() };
+        if let Some(trace) = self.traces.get_mut(&number) {
             trace.released_ns = Some(time_ns);
-            trace.programs.clear();
-            trace.parts.clear();
         }
+        self.forget_trace(number)
+    }
+
+    /// A trace can't be replayed any more, and the programs that ended meanwhile are needed no longer.
+    fn forget_trace(&mut self, number: u64) -> Merged {
+        let Some(trace) = self.traces.get_mut(&number).filter(|trace| trace.is_there) else {
+            return Vec::new();
+        };
+        trace.is_there = false;
+        self.traces_there = self.traces_there.saturating_sub(1);
+        let mut merged = Vec::new();
+        for program in std::mem::take(&mut trace.programs).into_keys() {
+            match self.traced.get_mut(&program) {
+                Some(traces) if *traces > 1 => *traces -= 1,
+                _ => {
+                    self.traced.remove(&program);
+                    if self.programs.get(&program).is_some_and(|program| program.live == 0) {
+                        merged.extend(self.retire(program));
+                    }
+                }
+            }
+        }
+        self.leave_out_traces();
+        merged
+    }
+
+    fn leave_out_traces(&mut self) {
+        if self.traces.len().saturating_sub(self.traces_there) <= 2 * MOST_TRACES {
+            return;
+        }
+        let gone = self.traces.iter().filter(|(_, trace)| !trace.is_there);
+        let size = |trace: &Trace| (trace.reserved_bytes, trace.replays);
+        let mut sizes: Vec<_> = gone.map(|(&number, trace)| (size(trace), number)).collect();
+        sizes.sort_unstable();
+        let too_many = sizes.len().saturating_sub(MOST_TRACES);
+        for (_, number) in sizes.iter().take(too_many) {
+            self.traces.remove(number);
+        }
+        self.traces_left_out += too_many as u64;
+    }
+
+    /// The traces that are told of, in order.
+    pub fn traces(&self) -> impl ExactSizeIterator<Item = &Trace> {
+        self.traces.values()
     }
 
     /// Whether a workload has programs.
@@ -486,68 +621,151 @@ impl Programs {
     /// being captured.
     pub fn close(&mut self, device: u64) -> Closed {
         let captured = self.capturing.remove(&device);
+        let last = self.last.remove(&device);
         let kept = self.kept.extract_if(|(of, _), _| *of == device).collect();
-        Closed { captured, kept }
+        Closed { captured, last, kept }
     }
 
     /// It did not close after all.
     pub fn close_failed(&mut self, device: u64, closed: Closed) {
         self.kept.extend(closed.kept);
-        if let Some(at) = closed.captured {
-            self.capturing.insert(device, at);
-        }
+        self.capturing.extend(closed.captured.map(|at| (device, at)));
+        self.last.extend(closed.last.map(|at| (device, at)));
     }
 
-    /// A program ends. If it is one of several that are the same, returns its number and that of the one
-    /// that stands for them all. `is_needed` tells of a program that must stay, however many there are.
-    pub fn ended(&mut self, address: u64, is_needed: impl Fn(u64) -> bool) -> Option<(u64, u64)> {
-        let number = self.by_address.remove(&address)?;
+    /// It did, and that is long ago.
+    pub fn has_closed(&mut self, closed: Closed) -> Merged {
+        closed.kept.into_iter().flat_map(|(_, number)| self.forget_trace(number)).collect()
+    }
+
+    /// A program ends.
+    pub fn ended(&mut self, address: u64) -> Merged {
+        let Some(number) = self.by_address.remove(&address) else { return Vec::new() };
         if let Some(workload) = self.workload_of.remove(&number) {
             self.leave(number, workload);
         }
+        if let Some(program) = self.programs.get_mut(&number) {
+            program.live = 0;
+        }
+        // What a trace will replay stays itself.
+        match self.traced.contains_key(&number) {
+            true => Vec::new(),
+            false => self.retire(number).into_iter().collect(),
+        }
+    }
+
+    /// A program can't run any more. If it is one of several that are the same, returns its number and
+    /// that of the one that stands for them all.
+    fn retire(&mut self, number: u64) -> Option<(u64, u64)> {
         let program = self.programs.get_mut(&number)?;
-        program.live = 0;
-        let is_traced = |programs: &Programs| {
-            programs.kept.values().any(|&at| {
-                programs.traces.get(at).is_some_and(|trace| trace.programs.contains_key(&number))
-            })
-        };
-        if program.runs + program.refused == 0 {
+        if !program.was_used() {
             // It never was more than a plan.
-            if !is_traced(self) {
-                self.programs.remove(&number);
-            }
+            self.remove(number);
             return None;
         }
-        let signature = program.signature();
-        if let Some(&first) = self.ended.get(&signature) {
-            // What a trace will replay stays itself.
-            if is_traced(self) {
-                return None;
-            }
-            let program = self.programs.remove(&number)?;
+        program.last = None;
+        let program = self.programs.get(&number)?;
+        let key = program.key();
+        let hash = self.hasher.hash_one(&key);
+        let is_same =
+            |(_, other): &(u64, u64)| self.programs.get(other).is_some_and(|one| one.key() == key);
+        if let Some(&(_, first)) = self.ended.find(hash, is_same) {
+            let program = self.remove(number)?;
             self.programs.get_mut(&first)?.merge(program);
             return Some((number, first));
         }
-        if self.ended.len() < MOST_ENDED {
-            self.ended.insert(signature, number);
-        } else if !is_needed(number) && !is_traced(self) {
-            self.programs.remove(&number);
-            self.left_out += 1;
-        }
+        self.ended.insert_unique(hash, (hash, number), |(hash, _)| *hash);
         None
+    }
+
+    /// How many different programs have ended, and are told of.
+    pub(crate) fn ended_count(&self) -> usize {
+        self.ended.len()
+    }
+
+    /// Leaves out all but the largest of the programs that have ended, and those that are needed.
+    pub(crate) fn leave_out_ended(&mut self, most: usize, is_needed: impl Fn(u64) -> bool) {
+        let size = |number: u64| {
+            let program = self.programs.get(&number);
+            program.map_or((false, 0, 0), |one| one.size(is_needed(number)))
+        };
+        let sizes = self.ended.iter().map(|&(_, number)| size(number)).collect();
+        let mut largest = Largest::of(sizes, most);
+        let goes = |number: u64, largest: &mut Largest<Size>| {
+            let size = size(number);
+            !largest.keeps(&size) && !size.0
+        };
+        let gone: BTreeSet<u64> = self
+            .ended
+            .iter()
+            .map(|&(_, number)| number)
+            .filter(|&number| goes(number, &mut largest))
+            .collect();
+        self.ended.retain(|(_, number)| !gone.contains(number));
+        for number in gone {
+            self.left_out += self.remove(number).map_or(0, |program| program.objects);
+        }
+    }
+
+    /// Keeps some of the programs of a process that has ended.
+    pub(crate) fn retain(&mut self, mut keeps: impl FnMut(u64, &Program) -> bool) {
+        let mut left_out = 0;
+        self.programs.retain(|&number, program| {
+            let stays = keeps(number, program);
+            left_out += if stays { 0 } else { program.objects };
+            stays
+        });
+        self.left_out += left_out;
+        self.programs.shrink_to_fit();
+        self.weight = self.programs.values().map(|program| program.weight).sum();
+    }
+
+    /// The process has ended: what was only there to find things goes, and what never ran.
+    pub(crate) fn settle(&mut self) {
+        for trace in self.traces.values_mut() {
+            trace.programs = BTreeMap::default();
+        }
+        let mut programs = std::mem::take(&mut self.programs);
+        programs.retain(|_, program| program.was_used());
+        programs.shrink_to_fit();
+        programs.values_mut().for_each(|program| program.last = None);
+        *self = Programs {
+            weight: programs.values().map(|program| program.weight).sum(),
+            programs,
+            traces: std::mem::take(&mut self.traces),
+            left_out: self.left_out,
+            traces_left_out: self.traces_left_out,
+            next: self.next,
+            next_trace: self.next_trace,
+            ..Programs::default()
+        };
+    }
+
+    /// How many there are, those included that did not run yet.
+    pub(crate) fn len(&self) -> usize {
+        self.programs.len()
+    }
+
+    /// The programs that ran or were refused, in no particular order, by number.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Program)> {
+        let all = self.programs.iter().map(|(&number, program)| (number, program));
+        all.filter(|(_, program)| program.was_used())
+    }
+
+    /// How many program objects ran or were refused, those included that are not told of.
+    pub(crate) fn objects(&self) -> u64 {
+        self.iter().map(|(_, program)| program.objects).sum::<u64>() + self.left_out
     }
 
     /// The programs that ran or were refused, the same ones as one, in the order in which they came;
     /// each with the numbers it stands for.
     pub fn all(&self) -> Vec<(Vec<u64>, Program)> {
         let mut all: Vec<(Vec<u64>, Program)> = Vec::new();
-        let mut places: HashMap<Signature, usize> = HashMap::new();
-        for (&number, program) in &self.programs {
-            if program.runs + program.refused == 0 {
-                continue;
-            }
-            let place = *places.entry(program.signature()).or_insert(all.len());
+        let mut places: HashMap<Key, usize> = HashMap::new();
+        let mut in_order: Vec<_> = self.iter().collect();
+        in_order.sort_unstable_by_key(|&(number, _)| number);
+        for (number, program) in in_order {
+            let place = *places.entry(program.key()).or_insert(all.len());
             match all.get_mut(place) {
                 Some((numbers, same)) => {
                     numbers.push(number);
@@ -558,6 +776,36 @@ impl Programs {
         }
         all
     }
+
+    /// About how much it takes to remember them, in bytes.
+    pub(crate) fn weight(&self) -> usize {
+        const LINKS: usize = 160;
+        self.weight
+            + self.programs.len() * (size_of::<Program>() + LINKS)
+            + self.traces.len() * (size_of::<Trace>() + LINKS)
+            + self.traced.len() * LINKS
+    }
+}
+
+fn start(
+    programs: &mut HashMap<u64, Program>,
+    number: u64,
+    chips: Arc<[i32]>,
+    runs: u64,
+    time_ns: u64,
+) -> Option<Running> {
+    let program = programs.get_mut(&number)?;
+    program.runs = program.runs.saturating_add(runs);
+    if program.first_ns == 0 {
+        program.first_ns = time_ns;
+    }
+    program.last_ns = time_ns;
+    let mut new = Vec::new();
+    if !program.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &chips)) {
+        new.extend(chips.iter().copied().filter(|&chip| program.chips.insert(chip)));
+        program.last = Some(chips.clone());
+    }
+    Some(Running { program: number, end: program.region_end(), chips, new, runs })
 }
 
 #[cfg(test)]
@@ -601,7 +849,7 @@ mod tests {
 
     impl Programs {
         fn runs(&mut self, body: &record::Run) -> Vec<Running> {
-            self.run(body, &CHIPS, SQUARE, 1)
+            self.run(body, &Arc::from(CHIPS), SQUARE, 1)
         }
 
         fn only(&self) -> Program {
@@ -707,8 +955,8 @@ mod tests {
             programs.runs(&of_workload(WORKLOAD + program));
             programs.refused(program);
         }
-        assert_eq!(programs.ended(3, |_| false), None, "the first to end stands for the others");
-        assert_eq!(programs.ended(2, |_| false), Some((2, 1)));
+        assert_eq!(programs.ended(3), [], "the first to end stands for the others");
+        assert_eq!(programs.ended(2), [(2, 1)]);
         let program = programs.only();
         assert_eq!((program.objects, program.live, program.runs, program.refused), (3, 1, 3, 3));
         assert_eq!(program.chips.into_iter().collect::<Vec<_>>(), [4, 5]);
@@ -731,15 +979,57 @@ mod tests {
     }
 
     #[test]
-    fn too_many_different_programs_are_left_out_but_what_is_needed() {
+    fn of_too_many_different_programs_the_largest_are_kept_and_what_is_needed() {
         let mut programs = Programs::default();
-        let (most, needed) = (MOST_ENDED as u64, MOST_ENDED as u64 + 3);
-        for program in 1..=most + 10 {
+        for program in 1..=100 {
             programs.kernel(program, format!("kernel {program}"));
+            let body = local(program, LocalKind::Circular, 1, 1000 * (program % 50));
+            assert!(programs.local(&body, &ranges(&[[0; 4]])));
             programs.runs(&alone(program));
-            programs.ended(program, |number| number == needed);
+            programs.runs(&alone(program));
+            if program != 100 {
+                programs.ended(program);
+            }
         }
-        assert_eq!((programs.left_out, programs.all().len()), (9, MOST_ENDED + 1));
+        let weight = programs.weight();
+        programs.leave_out_ended(10, |number| number == 1);
+        let kept: Vec<_> = programs.all().into_iter().flat_map(|(numbers, _)| numbers).collect();
+        let of_the_largest = |number: &u64| (45..50).contains(number) || (95..100).contains(number);
+        assert!(kept.contains(&1), "it is needed");
+        assert!(kept.contains(&100), "it has not ended");
+        assert_eq!(kept.iter().filter(|number| of_the_largest(number)).count(), 9);
+        assert_eq!((kept.len(), programs.left_out), (11, 89));
+        assert_eq!((programs.objects(), programs.ended_count()), (100, 10));
+        assert!(programs.weight() < weight / 5, "{} of {weight}", programs.weight());
+        // One that was left out comes again, and is another.
+        programs.kernel(2, "kernel 2".to_owned());
+        programs.runs(&alone(2));
+        assert_eq!((programs.ended(2), programs.objects()), (vec![], 101));
+    }
+
+    #[test]
+    fn traces_that_are_gone_are_left_out_the_smallest_first_and_their_programs_with_them() {
+        let mut programs = Programs::default();
+        for at in 0..10_000_u64 {
+            programs.kernel(1, format!("kernel {}", at % 3));
+            programs.begin(DEVICE, at as u32, 0, &CHIPS, 1);
+            programs.runs(&alone(1));
+            assert!(programs.end(DEVICE, at as u32));
+            programs.trace_memory(DEVICE, 1, at % 5000);
+            programs.replay(DEVICE, at as u32, 1);
+            programs.ended(1);
+            if at != 7 {
+                programs.release(DEVICE, at as u32, 2);
+            }
+        }
+        let (count, left_out) = (programs.traces().len(), programs.traces_left_out);
+        assert!(count <= 2 * MOST_TRACES + 1, "{count}");
+        assert_eq!(count as u64 + left_out, 10_000);
+        assert!(programs.traces().any(|trace| trace.id == 7), "it is still there");
+        assert!([4999, 9999].map(|id| programs.traces().any(|trace| trace.id == id)) == [true; 2]);
+        // The one that can be replayed holds its own program.
+        assert_eq!((programs.all().len(), programs.programs.len()), (3, 4));
+        assert_eq!((programs.objects(), programs.traced.len()), (10_000, 1));
     }
 
     #[test]
@@ -748,7 +1038,7 @@ mod tests {
         for name in ["one", "two"] {
             programs.kernel(1, name.to_owned());
             programs.runs(&alone(1));
-            programs.ended(1, |_| false);
+            programs.ended(1);
         }
         let names: Vec<_> = programs.all().into_iter().map(|(_, one)| one.kernels).collect();
         assert_eq!(names, [["one"], ["two"]]);
@@ -764,14 +1054,14 @@ mod tests {
         assert!(programs.end(DEVICE, 9));
         assert!(programs.all().is_empty(), "it only was recorded");
         // Its program ends, and its replay runs it all the same.
-        assert_eq!(programs.ended(1, |_| false), None);
+        assert_eq!(programs.ended(1), []);
         let running = programs.replay(DEVICE, 9, 5);
-        assert_eq!((running[0].chips.as_slice(), running[0].new.len()), (&[6, 7][..], 2));
+        assert_eq!((&*running[0].chips, running[0].new.len()), (&[6, 7][..], 2));
         assert_eq!(running[0].runs, 2);
         assert_eq!(programs.only().runs, 2);
         programs.release(DEVICE, 9, 6);
         assert!(programs.replay(DEVICE, 9, 7).is_empty());
-        let trace = &programs.traces[0];
+        let trace = programs.traces().next().unwrap();
         assert_eq!((trace.dispatches, trace.replays, trace.released_ns), (2, 1, Some(6)));
     }
 
@@ -874,7 +1164,7 @@ mod tests {
                             naive[number].live = false;
                             members.values_mut().for_each(|all| all.retain(|&one| one != number));
                         }
-                        programs.ended(program, |_| false);
+                        programs.ended(program);
                     }
                     Step::Begin(trace) => {
                         traces.insert(trace, Vec::new());

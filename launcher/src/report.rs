@@ -1,6 +1,7 @@
 //! The JSON report, schema `ttalloc.report/1`. The types here are the schema; `docs/report.md` explains.
 
 mod cross_check;
+mod limits;
 mod reconcile;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,10 @@ use ttalloc_symbols::{Era, ROLES, SYMBOLS, Use};
 use crate::ledger::{self, Ledger, MemoryType, Process as Books, Totals, Usage};
 use crate::programs::{self, BufferKind};
 
+use self::limits::Listed;
+
 pub use self::cross_check::{CounterDifference, CrossCheck, CrossCheckState};
+pub use self::limits::{FurtherMemory, FurtherProcesses, LeftOut};
 pub use self::reconcile::{Difference, FailedAllocation, Occasion, Reconciled};
 
 /// The schema's name and version.
@@ -38,16 +42,18 @@ pub struct Report {
     pub exit: Exit,
     /// Whether the figures can be relied on.
     pub integrity: Integrity,
-    /// The program's process, and every process below it that used tt-metal.
+    /// The program's process, and every process below it that used tt-metal: of more than
+    /// `--max-processes`, those that reserved most.
     pub processes: Vec<Process>,
     /// The meshes that were opened. A mesh is not a device: its id is counted apart from the chips'.
     pub meshes: Vec<Mesh>,
     /// The chips that were opened, per process.
     pub devices: Vec<Device>,
-    /// What was still allocated when the processes ended.
+    /// What was still allocated when the processes ended: of more than `--max-buffers`, those that reserve
+    /// most.
     pub live_buffers: Vec<LiveBuffer>,
     /// The programs that ran, or were refused. Those that are the same, kernels, layout and chips, are
-    /// listed once.
+    /// listed once. Of more than `--max-programs`, those with the largest regions in L1.
     #[serde(default)]
     pub programs: Vec<Program>,
     /// The traces that were captured.
@@ -63,6 +69,9 @@ pub struct Report {
     /// How many more there were.
     #[serde(default)]
     pub further_failures: u64,
+    /// The sums over the processes that are not listed; null if all are.
+    #[serde(default)]
+    pub further_processes: Option<FurtherProcesses>,
 }
 
 /// How a process ended.
@@ -105,9 +114,13 @@ pub struct Integrity {
     /// an error of the figures: tt-metal's allocators do not know of each other.
     #[serde(default)]
     pub overlaps: u64,
-    /// Programs that ended and are not in `programs`, for there were too many different ones.
+    /// Program objects that are not in `programs`, for there were too many different ones; the same as
+    /// `left_out.programs`.
     #[serde(default)]
     pub programs_left_out: u64,
+    /// How much is not listed in this report. It is in the figures.
+    #[serde(default)]
+    pub left_out: LeftOut,
     /// How often the runtime's allocators were asked what they have given, and what came of it.
     #[serde(default)]
     pub reconciled: Reconciled,
@@ -559,6 +572,13 @@ impl Report {
     pub fn new(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>) -> Report {
         let since_start = |time_ns: u64| time_ns.saturating_sub(run.started_ns);
         let pid_of = |books: &Books| books.identity.as_ref().map_or(0, |identity| identity.pid);
+        let listed = Listed::new(run, ledger);
+        let mut left_out = listed.left_out(ledger);
+        let live = listed.buffers(ledger, &mut left_out);
+        let mut programs: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+        for (process, numbers, program) in listed.programs(ledger, &mut left_out) {
+            programs.entry(process).or_default().push((numbers, program));
+        }
         let mut report = Report {
             schema: SCHEMA.to_owned(),
             ttalloc_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -566,8 +586,8 @@ impl Report {
             started: run.started.to_string(),
             duration_ns: run.duration_ns,
             exit: run.exit.clone(),
-            integrity: integrity(run, ledger),
-            processes: processes(run, ledger, calls),
+            integrity: integrity(run, ledger, left_out),
+            processes: processes(run, ledger, &listed, calls),
             meshes: Vec::new(),
             devices: Vec::new(),
             live_buffers: Vec::new(),
@@ -576,17 +596,18 @@ impl Report {
             overlaps: Vec::new(),
             failures: reconcile::failures(ledger, since_start),
             further_failures: ledger.reconciliation.further_failures,
+            further_processes: listed.further(),
         };
         let peak = |usage: &Usage| Peak { totals: usage.peak, time_ns: since_start(usage.peak_ns) };
-        for books in ledger.processes.values() {
+        for (number, books) in listed.of(ledger) {
             let pid = pid_of(books);
             let mut places = BTreeMap::new();
-            for (numbers, program) in books.programs.all() {
+            for (numbers, program) in programs.remove(&number).unwrap_or_default() {
                 let place = report.programs.len() as u64;
                 places.extend(numbers.into_iter().map(|number| (number, place)));
                 report.programs.push(Program::new(pid, &program, since_start));
             }
-            report.traces.extend(books.programs.traces.iter().map(|trace| Trace {
+            report.traces.extend(books.programs.traces().map(|trace| Trace {
                 pid,
                 id: trace.id,
                 mesh: trace.mesh,
@@ -637,7 +658,7 @@ impl Report {
                         allocated_bytes_total: memory.allocated_bytes_total,
                         purposes: ring::Purpose::ALL
                             .into_iter()
-                            .zip(&memory.purposes)
+                            .zip(memory.purposes.iter())
                             .filter(|(_, usage)| usage.count != 0)
                             .map(|(purpose, usage)| ForPurpose {
                                 purpose: purpose.into(),
@@ -667,19 +688,19 @@ impl Report {
                     reserved: reserved(chip),
                 });
             }
-            report.live_buffers.extend(books.live().map(|(chips, one)| LiveBuffer {
-                pid,
-                chips: chips.to_vec(),
-                kind: one.kind,
-                address: one.address,
-                bytes: one.totals.bytes,
-                bytes_per_bank: one.bytes_per_bank,
-                cores: one.cores,
-                purpose: one.purpose.into(),
-                page_bytes: one.page_bytes,
-                allocated_ns: since_start(one.time_ns),
-            }));
         }
+        report.live_buffers.extend(live.into_iter().map(|(number, chips, one)| LiveBuffer {
+            pid: ledger.processes.get(&number).map_or(0, pid_of),
+            chips: chips.to_vec(),
+            kind: one.kind,
+            address: one.address,
+            bytes: one.totals.bytes,
+            bytes_per_bank: one.bytes_per_bank,
+            cores: one.cores,
+            purpose: one.purpose.into(),
+            page_bytes: one.page_bytes,
+            allocated_ns: since_start(one.time_ns),
+        }));
         report.live_buffers.sort_by(|a, b| {
             let key = |one: &LiveBuffer| (one.pid, one.kind, one.address, one.allocated_ns);
             key(a).cmp(&key(b)).then_with(|| a.chips.cmp(&b.chips))
@@ -772,7 +793,12 @@ fn reserved(chip: &ledger::Chip) -> Option<Reserved> {
     })
 }
 
-fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>) -> Vec<Process> {
+fn processes(
+    run: &Run,
+    ledger: &Ledger,
+    listed: &Listed,
+    calls: impl Fn(u32) -> Option<Vec<u64>>,
+) -> Vec<Process> {
     let mut processes: Vec<Process> = Vec::new();
     // exec keeps the pid: only the last program of the first process has the run's exit.
     let last_of_pid: BTreeMap<u32, u32> = ledger
@@ -780,7 +806,7 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
         .iter()
         .filter_map(|(&number, books)| Some((books.identity.as_ref()?.pid, number)))
         .collect();
-    for (&number, books) in &ledger.processes {
+    for (number, books) in listed.of(ledger) {
         let identity = books.identity.as_ref();
         let pid = identity.map_or(0, |identity| identity.pid);
         let is_first = pid == run.pid && last_of_pid.get(&pid) == Some(&number);
@@ -913,7 +939,7 @@ fn cost(role: &str) -> &'static str {
     ROLES.iter().find(|one| one.name == role).map_or("what it tells is missing", |one| one.cost)
 }
 
-fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
+fn integrity(run: &Run, ledger: &Ledger, left_out: LeftOut) -> Integrity {
     let found = &ledger.anomalies;
     let mut problems = Vec::new();
     let mut count = |number: u64, one: &str, many: &str| {
@@ -971,6 +997,8 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
     for pid in &run.still_running {
         problems.push(format!("process {pid} was still running when the program had ended"));
     }
+    problems.extend(limits::problems(ledger));
+    limits::bound(&mut problems);
     Integrity {
         events: ledger.events,
         dropped: run.dropped,
@@ -982,8 +1010,10 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         unattributed_runs: found.unattributed_runs,
         inherited_runs: found.inherited_runs,
         external_placements: found.external_placements,
-        overlaps: ledger.processes.values().map(|books| books.overlap_count).sum(),
-        programs_left_out: ledger.processes.values().map(|books| books.programs.left_out).sum(),
+        overlaps: ledger.processes.values().map(|books| books.overlap_count).sum::<u64>()
+            + ledger.folded.overlaps,
+        programs_left_out: left_out.programs,
+        left_out,
         reconciled,
         cross_check: None,
         complete: problems.is_empty(),

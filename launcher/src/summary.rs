@@ -23,18 +23,21 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     for problem in &integrity.problems {
         writeln!(out, "ttalloc: incomplete: {}", one_line(problem))?;
     }
-    if report.processes.iter().all(|process| process.runtime.is_none()) {
+    let further = report.further_processes.as_ref();
+    if report.processes.iter().all(|process| process.runtime.is_none()) && further.is_none() {
         writeln!(out, "ttalloc: no call into tt-metal was seen; there is nothing to report")?;
         return Ok(());
     }
-    if report.devices.is_empty() {
+    if report.devices.is_empty() && further.is_none() {
         // What could not be seen may have opened some.
         if integrity.complete {
             writeln!(out, "ttalloc: tt-metal was loaded, but no device was opened")?;
         }
         return Ok(());
     }
-    let several = report.devices.iter().any(|device| device.pid != report.devices[0].pid);
+    let mut pids = report.devices.iter().map(|device| device.pid);
+    let first = pids.next();
+    let several = further.is_some() || pids.any(|pid| Some(pid) != first);
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     let mut header = vec![
@@ -82,6 +85,29 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
             table.add_row(row);
         }
     }
+    if let Some(further) = further {
+        let mut name = format!("{} more", further.processes);
+        for memory in &further.memory {
+            all.live.add(memory.live);
+            all.allocations += memory.allocations;
+            all.frees += memory.frees;
+            all.released += memory.released;
+            all.failed += memory.failed;
+            table.add_row(vec![
+                std::mem::take(&mut name),
+                String::new(),
+                memory.kind.to_string(),
+                size(memory.live),
+                String::new(),
+                size(memory.peak),
+                String::new(),
+                memory.allocations.to_string(),
+                memory.frees.to_string(),
+                memory.released.to_string(),
+                memory.failed.to_string(),
+            ]);
+        }
+    }
     let mut row = vec![
         "all".to_owned(),
         String::new(),
@@ -105,6 +131,9 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     }
     writeln!(out, "{}", table.trim_fmt())?;
     writeln!(out, "Sizes are reserved bytes: bytes per bank times banks, which is what runs out.")?;
+    if let Some(sentence) = integrity.left_out.sentence() {
+        writeln!(out, "{sentence}")?;
+    }
     write_programs(out, report, several)?;
     write_planned(out, report)?;
     if integrity.overlaps != 0 {
@@ -247,9 +276,7 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, memory: &crate::report::Memory) {
-        self.live.buffers += memory.live.buffers;
-        self.live.reserved_bytes =
-            self.live.reserved_bytes.saturating_add(memory.live.reserved_bytes);
+        self.live.add(memory.live);
         self.allocations += memory.allocations;
         self.frees += memory.frees;
         self.released += memory.released;
@@ -425,6 +452,24 @@ Sizes are reserved bytes: bytes per bank times banks, which is what runs out.
         }));
         let expected = "planned up to 5 buffers a chip, at most 12 KiB of DRAM at once";
         assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn processes_that_are_not_listed_share_a_row_and_are_in_the_sum() {
+        let text = summary(&report(|report| {
+            report["further_processes"] = json!({"processes": 30, "runs": 0, "memory": [{
+                "type": "DRAM", "live": totals(2, 1024), "peak": totals(1, 512), "allocations": 100,
+                "frees": 98, "released": 0, "failed": 1, "allocated_bytes_total": 1,
+            }]});
+            report["integrity"]["left_out"] = json!({"processes": 30, "buffers": 1, "programs": 2});
+        }));
+        let rows = "\
+ 30 more        DRAM   12 KiB (2)                  6 KiB (1)                    100     98         0       1
+ all                   48 KiB (5)                                               112    107         0       3
+";
+        assert!(text.contains(rows), "{text}");
+        let sentence = "smallest or oldest: 30 processes, 1 live buffer, 2 programs (--max-buffers";
+        assert!(text.contains(sentence), "{text}");
     }
 
     #[test]

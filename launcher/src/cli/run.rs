@@ -1,10 +1,12 @@
 //! The command line of `ttalloc-run`.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::ledger::Limits;
 use crate::report::CrossCheckState;
 use crate::run::{self, DEFAULT_REPORT, Options, Written};
 use crate::summary::{one_line, summary};
@@ -52,6 +54,19 @@ struct Arguments {
     #[arg(long)]
     cross_check: bool,
 
+    /// List so many live buffers in the report, those that reserve most: a number, or "all". Figures
+    /// include the rest; integrity.left_out counts it
+    #[arg(long, value_name = "N", value_parser = most, default_value_t = Most(Limits::default().buffers))]
+    max_buffers: Most,
+
+    /// List so many programs, those with the largest regions in L1
+    #[arg(long, value_name = "N", value_parser = most, default_value_t = Most(Limits::default().programs))]
+    max_programs: Most,
+
+    /// List so many processes, those that reserved most: at least the program's own
+    #[arg(long, value_name = "N", value_parser = most, default_value_t = Most(Limits::default().processes))]
+    max_processes: Most,
+
     /// How calls are seen: by interposition, and by patching the functions that it can't reach (auto);
     /// by interposition alone (preload); or by patching wherever that can be done (inline)
     #[arg(long, value_name = "ENGINE", env = ENGINE, value_parser = engine, default_value = "auto")]
@@ -60,6 +75,26 @@ struct Arguments {
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
+}
+
+/// How many of something are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Most(usize);
+
+impl fmt::Display for Most {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.0 {
+            usize::MAX => f.write_str("all"),
+            most => most.fmt(f),
+        }
+    }
+}
+
+fn most(text: &str) -> Result<Most, String> {
+    if text == "all" {
+        return Ok(Most(usize::MAX));
+    }
+    text.parse().map(Most).map_err(|_| "give a number, or \"all\"".to_owned())
 }
 
 fn engine(name: &str) -> Result<Engine, String> {
@@ -85,6 +120,11 @@ pub fn main() -> ExitCode {
         report: (!arguments.no_report).then_some(arguments.report),
         cross_check: arguments.cross_check,
         engine: arguments.engine,
+        limits: Limits {
+            buffers: arguments.max_buffers.0,
+            programs: arguments.max_programs.0,
+            processes: arguments.max_processes.0.max(1),
+        },
     };
     let outcome = match run::run(&options) {
         Ok(outcome) => outcome,
@@ -138,6 +178,20 @@ fn print(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn how_many_are_listed_is_a_number_or_all() {
+        for text in ["0", "10000", "all"] {
+            assert_eq!(most(text).map(|most| most.to_string()).as_deref(), Ok(text));
+        }
+        for text in ["", "-1", "many", "1e4", "All"] {
+            assert_eq!(most(text), Err("give a number, or \"all\"".to_owned()));
+        }
+        let parsed = Arguments::try_parse_from(["ttalloc-run", "--max-buffers", "all", "true"]);
+        assert_eq!(parsed.ok().map(|arguments| arguments.max_buffers), Some(Most(usize::MAX)));
+    }
+
     #[test]
     fn the_engines_variable_is_the_preload_librarys() {
         assert_eq!(ttalloc_ring::ENGINE_VARIABLE.to_str(), Ok(super::ENGINE));

@@ -114,7 +114,7 @@ impl Entry<'_> {
         self.reconciliation.failures.push(Failure {
             process: self.head.process,
             allocator: body.allocator,
-            chips: allocator.map_or_else(Vec::new, |allocator| allocator.chips.clone()),
+            chips: allocator.map_or_else(Vec::new, |allocator| allocator.chips().to_vec()),
             kind,
             bytes: body.bytes,
             page_bytes: body.page_bytes,
@@ -161,7 +161,7 @@ impl Entry<'_> {
             if self.reconciliation.differences.len() < MOST {
                 self.reconciliation.differences.push(Difference {
                     process: self.head.process,
-                    chips: allocator.chips.clone(),
+                    chips: allocator.chips().to_vec(),
                     kind,
                     booked,
                     allocated: answer.allocated,

@@ -23,7 +23,7 @@ use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
 use self::destination::Destination;
 use self::program::ProgramError;
 use self::signals::Signals;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Limits};
 use crate::report::{CrossCheck, Exit, Report, Run};
 use crate::shim::{self, ShimError};
 
@@ -52,6 +52,8 @@ pub struct Options {
     pub cross_check: bool,
     /// How calls are seen.
     pub engine: Engine,
+    /// How much the report lists.
+    pub limits: Limits,
 }
 
 /// A run that took place.
@@ -144,7 +146,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         ProgramError::Unrunnable(program.to_string_lossy().into_owned(), why.to_string())
     })?;
     let pid = child.id();
-    let mut session = Session { ring, ledger: Ledger::default(), stalled: None };
+    let mut session = Session { ring, ledger: Ledger::new(options.limits), stalled: None };
     let status = session.follow(child, signals).map_err(|why| RunError::System {
         what: "the program can't be waited for",
         why,

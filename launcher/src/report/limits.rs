@@ -1,0 +1,277 @@
+//! What the report lists, and what it only counts: of more than was asked for, the largest are listed.
+//! No figure depends on it.
+
+use std::collections::BTreeSet;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Run;
+use crate::ledger::{Allocation, Folded, Largest, Ledger, MemoryType, Process, Totals};
+use crate::programs::Program;
+
+/// How many problems are told one by one.
+const MOST_PROBLEMS: usize = 100;
+
+/// How much is not listed. Figures include it, but for those of `processes`, which
+/// `further_processes` has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LeftOut {
+    /// Processes: those that reserved least at their peak. What they opened is not in `devices` either.
+    #[serde(default)]
+    pub processes: u64,
+    /// Meshes that have closed, the oldest.
+    #[serde(default)]
+    pub meshes: u64,
+    /// Live buffers: those that reserve least on all of their chips together.
+    #[serde(default)]
+    pub buffers: u64,
+    /// What those reserve on all of their chips together.
+    #[serde(default)]
+    pub buffers_reserved_bytes: u64,
+    /// Program objects: those with the smallest regions in L1, and of equals those that ran least.
+    #[serde(default)]
+    pub programs: u64,
+    /// Traces that were released, those with the smallest buffers.
+    #[serde(default)]
+    pub traces: u64,
+    /// Overlaps, all but the first of each process.
+    #[serde(default)]
+    pub overlaps: u64,
+    /// Buffer objects whose memory the runtime had let go, and which were forgotten since then. If one
+    /// still asks to free it, that is among `unknown_frees`.
+    #[serde(default)]
+    pub released_objects: u64,
+}
+
+/// The sums over the processes that are not listed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FurtherProcesses {
+    /// How many there are.
+    pub processes: u64,
+    /// How often programs ran, once for each chip.
+    pub runs: u64,
+    /// Their memory, by type, over all chips. A type is left out if nothing asked for it.
+    pub memory: Vec<FurtherMemory>,
+}
+
+/// One type of memory of all chips of the processes that are not listed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FurtherMemory {
+    /// The type.
+    #[serde(rename = "type")]
+    pub kind: MemoryType,
+    /// What was allocated when they ended, over all chips.
+    pub live: Totals,
+    /// The most that was allocated at once on one chip by one process.
+    pub peak: Totals,
+    /// Successful allocations.
+    pub allocations: u64,
+    /// Buffers freed one by one.
+    pub frees: u64,
+    /// Buffers let go all at once.
+    pub released: u64,
+    /// Allocations that ended in an exception.
+    pub failed: u64,
+    /// The bytes asked for by all successful allocations.
+    pub allocated_bytes_total: u64,
+}
+
+impl LeftOut {
+    /// What is not listed, in words; None if everything is.
+    pub fn sentence(&self) -> Option<String> {
+        let parts = [
+            (self.processes, "process", "processes"),
+            (self.buffers, "live buffer", "live buffers"),
+            (self.programs, "program", "programs"),
+            (self.traces, "trace", "traces"),
+            (self.meshes, "mesh", "meshes"),
+            (self.overlaps, "overlap", "overlaps"),
+        ];
+        let parts: Vec<_> = parts
+            .into_iter()
+            .filter(|(count, ..)| *count != 0)
+            .map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }))
+            .collect();
+        (!parts.is_empty()).then(|| {
+            format!(
+                "The report counts, but doesn't list, the smallest or oldest: {} (--max-buffers, --max-programs and --max-processes list more).",
+                parts.join(", ")
+            )
+        })
+    }
+}
+
+/// Which of the processes in the books are listed.
+pub(super) struct Listed {
+    numbers: BTreeSet<u32>,
+    folded: Folded,
+}
+
+impl Listed {
+    /// The program's own process, and the largest others.
+    pub(super) fn new(run: &Run, ledger: &Ledger) -> Listed {
+        let pid = |process: &Process| process.identity.as_ref().map(|identity| identity.pid);
+        let of_pid = ledger.processes.iter().filter(|(_, one)| pid(one) == Some(run.pid));
+        let own = of_pid.map(|(&number, _)| number).next_back();
+        let size = |number: u32, process: &Process| (Some(number) == own, process.size());
+        let all = || ledger.processes.iter().map(|(&number, one)| (number, one));
+        let sizes = all().map(|(number, process)| size(number, process)).collect();
+        let mut largest = Largest::of(sizes, ledger.limits().processes.max(1));
+        let (mut numbers, mut folded) = (BTreeSet::new(), ledger.folded.clone());
+        for (number, process) in all() {
+            match largest.keeps(&size(number, process)) {
+                true => {
+                    numbers.insert(number);
+                }
+                false => folded.add(process),
+            }
+        }
+        Listed { numbers, folded }
+    }
+
+    pub(super) fn has(&self, number: u32) -> bool {
+        self.numbers.contains(&number)
+    }
+
+    /// The processes that are listed, in order.
+    pub(super) fn of<'a>(&self, ledger: &'a Ledger) -> impl Iterator<Item = (u32, &'a Process)> {
+        let all = ledger.processes.iter().map(|(&number, process)| (number, process));
+        all.filter(|(number, _)| self.has(*number))
+    }
+
+    /// What is not listed, apart from live buffers and programs of those that are.
+    pub(super) fn left_out(&self, ledger: &Ledger) -> LeftOut {
+        let mut left_out = LeftOut {
+            processes: self.folded.processes,
+            meshes: self.folded.meshes,
+            buffers: self.folded.buffers,
+            buffers_reserved_bytes: self.folded.reserved_bytes,
+            programs: self.folded.programs,
+            traces: self.folded.traces,
+            overlaps: self.folded.overlaps,
+            released_objects: 0,
+        };
+        for (_, process) in self.of(ledger) {
+            left_out.meshes += process.left_out.meshes;
+            left_out.add_buffers(process.left_out.buffers, process.left_out.reserved_bytes);
+            left_out.programs += process.programs.left_out;
+            left_out.traces += process.programs.traces_left_out;
+            left_out.overlaps +=
+                process.overlap_count.saturating_sub(process.overlaps.len() as u64);
+            left_out.released_objects += process.left_out.released;
+        }
+        left_out
+    }
+
+    /// The sums over the processes that are not; None if there is none.
+    pub(super) fn further(&self) -> Option<FurtherProcesses> {
+        let memory = MemoryType::ALL.into_iter().zip(&self.folded.memory);
+        let memory = memory.filter(|(_, one)| one.allocations + one.failed != 0);
+        let memory = memory.map(|(kind, one)| FurtherMemory {
+            kind,
+            live: one.live,
+            peak: one.peak,
+            allocations: one.allocations,
+            frees: one.frees,
+            released: one.released,
+            failed: one.failed,
+            allocated_bytes_total: one.allocated_bytes_total,
+        });
+        (self.folded.processes != 0).then(|| FurtherProcesses {
+            processes: self.folded.processes,
+            runs: self.folded.runs,
+            memory: memory.collect(),
+        })
+    }
+
+    /// The largest live buffers of the processes that are listed, each with its process.
+    pub(super) fn buffers<'a>(
+        &self,
+        ledger: &'a Ledger,
+        left_out: &mut LeftOut,
+    ) -> Vec<(u32, &'a [i32], &'a Allocation)> {
+        let size = |chips: &[i32], one: &Allocation| {
+            one.totals.reserved_bytes.saturating_mul(chips.len() as u64)
+        };
+        let all = || {
+            self.of(ledger).flat_map(|(number, process)| {
+                process.live().map(move |(chips, one)| (number, chips, one))
+            })
+        };
+        let sizes = all().map(|(_, chips, one)| size(chips, one)).collect();
+        let mut largest = Largest::of(sizes, ledger.limits().buffers);
+        let mut listed = Vec::new();
+        for (number, chips, one) in all() {
+            let size = size(chips, one);
+            match largest.keeps(&size) {
+                true => listed.push((number, chips, one)),
+                false => left_out.add_buffers(1, size),
+            }
+        }
+        listed
+    }
+
+    /// The largest programs of the processes that are listed, each with its process and the numbers that
+    /// it stands for.
+    pub(super) fn programs(
+        &self,
+        ledger: &Ledger,
+        left_out: &mut LeftOut,
+    ) -> Vec<(u32, Vec<u64>, Program)> {
+        let mut all = Vec::new();
+        for (process, books) in self.of(ledger) {
+            let needed = books.needed_programs();
+            for (numbers, program) in books.programs.all() {
+                let is_needed = numbers.iter().any(|number| needed.contains(number));
+                all.push((program.size(is_needed), process, numbers, program));
+            }
+        }
+        let sizes = all.iter().map(|(size, ..)| *size).collect();
+        let mut largest = Largest::of(sizes, ledger.limits().programs);
+        let mut listed = Vec::new();
+        for (size, process, numbers, program) in all {
+            match largest.keeps(&size) {
+                true => listed.push((process, numbers, program)),
+                false => left_out.programs += program.objects,
+            }
+        }
+        listed
+    }
+}
+
+impl LeftOut {
+    fn add_buffers(&mut self, buffers: u64, reserved_bytes: u64) {
+        self.buffers += buffers;
+        self.buffers_reserved_bytes = self.buffers_reserved_bytes.saturating_add(reserved_bytes);
+    }
+}
+
+/// What is missing in the books for want of room, in sentences.
+pub(super) fn problems(ledger: &Ledger) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut say = |count: u64, what: &str| {
+        if count != 0 {
+            problems.push(format!("{count} {what}"));
+        }
+    };
+    say(
+        ledger.folded.troubled,
+        "of the processes that are not listed were not tracked, or not all of their calls; --max-processes lists more",
+    );
+    say(
+        ledger.anomalies.crowded,
+        "records were left out, because the books were full: no program is known to have so much live at a time",
+    );
+    say(ledger.anomalies.after_end, "records came from processes that had ended");
+    problems
+}
+
+/// Tells the first problems one by one, and how many more there are.
+pub(super) fn bound(problems: &mut Vec<String>) {
+    let further = problems.len().saturating_sub(MOST_PROBLEMS);
+    if further > 1 {
+        problems.truncate(MOST_PROBLEMS);
+        problems.push(format!("{further} further problems are not listed"));
+    }
+}
