@@ -32,7 +32,7 @@ use ttalloc_symbols::{COUNT, Era, SymbolSet};
 
 use self::allocator::Allocator;
 use self::chips::Place;
-use self::late::{EarlyFree, Late};
+use self::late::{EarlyFree, Late, TakenFor};
 use crate::programs::{Closed, Programs, Running, Shape};
 
 /// How many overlaps are told one by one.
@@ -489,6 +489,8 @@ pub struct Ledger {
     limits: Limits,
     ends: bounds::Ends,
     is_crowded: bool,
+    /// After how many records the books are weighed next.
+    weigh_at: u64,
 }
 
 impl Ledger {
@@ -787,24 +789,27 @@ impl Entry<'_> {
             page_bytes: body.page_bytes,
             time_ns,
         };
-        let is_gone = time_ns < allocator.released_ns;
+        let released_ns = allocator.released_ns;
         if purpose == Purpose::Trace {
             let device = allocator.device;
             self.process.programs.trace_memory(device, bytes_per_bank, totals.reserved_bytes);
         }
         let object = (body.allocator, body.buffer, body.address);
         if let Some(free) = self.process.late.take_free(object, time_ns) {
-            let counted = match free.inherited {
-                true => &mut self.anomalies.inherited_frees,
-                false => &mut self.anomalies.unknown_frees,
+            let counted = match free.taken_for {
+                TakenFor::Unknown => Some(&mut self.anomalies.unknown_frees),
+                TakenFor::Inherited => Some(&mut self.anomalies.inherited_frees),
+                TakenFor::Stale { .. } => None,
             };
-            *counted = counted.saturating_sub(1);
+            if let Some(counted) = counted {
+                *counted = counted.saturating_sub(1);
+            }
             self.was_there(body.allocator, &allocation, |memory| memory.frees += 1);
             return;
         }
-        if is_gone {
+        if time_ns < released_ns {
             if let Some(allocator) = self.process.allocators.get_mut(&body.allocator) {
-                self.process.left_out.released += allocator.let_go(&allocation);
+                self.process.left_out.released += allocator.let_go(&allocation, released_ns);
             }
             self.was_there(body.allocator, &allocation, |memory| memory.released += 1);
             return;
@@ -970,10 +975,13 @@ impl Entry<'_> {
                 chip.programs.runs = chip.programs.runs.saturating_add(one.runs);
                 chip.lowest_buffer = None;
             });
-            if !one.new.is_empty() {
-                chips.change(&mut Place::new(one.new.as_slice().into()), |chip| {
-                    chip.programs.programs += 1;
-                });
+            let mut count = |place: &mut Place| {
+                chips.change(place, |chip| chip.programs.programs += 1);
+            };
+            match one.new.as_slice() {
+                [] => {}
+                new if *new == *one.chips => count(place),
+                new => count(&mut Place::new(new.into())),
             }
         }
         let have_regions = running.iter().any(|one| one.end.is_some());
@@ -1080,17 +1088,33 @@ impl Entry<'_> {
             let freed = allocator.free(body.buffer, body.address, time_ns)?;
             Some((freed, &mut allocator.place))
         });
+        let object = (body.allocator, body.buffer, body.address);
         let Some((freed, place)) = found else {
-            let inherited = self.process.identity.as_ref().is_some_and(|identity| identity.forked);
-            match inherited {
-                true => self.anomalies.inherited_frees += 1,
-                false => self.anomalies.unknown_frees += 1,
-            }
-            let object = (body.allocator, body.buffer, body.address);
-            self.process.late.keep_free(object, EarlyFree { time_ns, inherited });
+            let taken_for = match &self.process.identity {
+                Some(identity) if identity.forked => {
+                    self.anomalies.inherited_frees += 1;
+                    TakenFor::Inherited
+                }
+                _ => {
+                    self.anomalies.unknown_frees += 1;
+                    TakenFor::Unknown
+                }
+            };
+            self.process.late.keep_free(object, EarlyFree { time_ns, taken_for });
             return;
         };
+        if let Some(let_go_ns) = freed.let_go_ns {
+            let taken_for = TakenFor::Stale { let_go_ns };
+            self.process.late.keep_free(object, EarlyFree { time_ns, taken_for });
+        }
         self.process.left_out.released += freed.forgotten;
+        if let Some(kind) = freed.was_free {
+            self.process.chips.change(place, |chip| {
+                let memory = &mut chip.memory[kind as usize];
+                memory.frees += 1;
+                memory.released = memory.released.saturating_sub(1);
+            });
+        }
         let Some(allocation) = freed.allocation else { return };
         self.process.chips.change(place, |chip| {
             let memory = &mut chip.memory[allocation.kind as usize];
@@ -1251,45 +1275,50 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
+mod history;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
     use ttalloc_ring::record::Body;
 
-    const MESH: u64 = 0x1000;
-    const ALLOCATOR: u64 = 0x2000;
+    pub(super) const MESH: u64 = 0x1000;
+    pub(super) const ALLOCATOR: u64 = 0x2000;
     const DRAM_BANKS: u32 = 12;
 
     /// Records of one process, one nanosecond apart.
     #[derive(Default)]
-    struct Story {
-        ledger: Ledger,
-        time_ns: u64,
+    pub(super) struct Story {
+        pub(super) ledger: Ledger,
+        pub(super) time_ns: u64,
+        pub(super) process: u32,
     }
 
     impl Story {
         /// A process with a mesh of `chips` chips and its allocator.
-        fn with_mesh(chips: i32) -> Story {
+        pub(super) fn with_mesh(chips: i32) -> Story {
             let mut story = Story::default();
             story.mesh(MESH, 0, &(0..chips).collect::<Vec<_>>());
             story.allocator(ALLOCATOR, MESH);
             story
         }
 
-        fn tell<B: Body>(&mut self, body: &B, tail: &[u8]) {
+        pub(super) fn tell<B: Body>(&mut self, body: &B, tail: &[u8]) {
             self.time_ns += 1;
-            let head = Head { kind: B::KIND as u32, process: 0, time_ns: self.time_ns };
+            let Story { process, time_ns, .. } = *self;
+            let head = Head { kind: B::KIND as u32, process, time_ns };
             let bytes = [bytemuck::bytes_of(&head), bytemuck::bytes_of(body), tail].concat();
             self.ledger.enter(&bytes);
         }
 
-        fn mesh(&mut self, device: u64, id: i32, chips: &[i32]) {
+        pub(super) fn mesh(&mut self, device: u64, id: i32, chips: &[i32]) {
             let body =
                 record::Device { device, id, arch: 2, is_mesh: 1, dims: 1, strides: [1, 0, 0, 0] };
             self.tell(&body, bytemuck::cast_slice(chips));
         }
 
-        fn allocator(&mut self, allocator: u64, device: u64) {
+        pub(super) fn allocator(&mut self, allocator: u64, device: u64) {
             let mut body = record::Allocator {
                 allocator,
                 device,
@@ -1305,7 +1334,7 @@ mod tests {
             self.tell(&body, b"");
         }
 
-        fn allocate(
+        pub(super) fn allocate(
             &mut self,
             allocator: u64,
             buffer: u64,
@@ -1329,7 +1358,7 @@ mod tests {
             );
         }
 
-        fn free(&mut self, allocator: u64, buffer: u64, address: u64) {
+        pub(super) fn free(&mut self, allocator: u64, buffer: u64, address: u64) {
             self.tell(&record::Free { allocator, buffer, address }, b"");
         }
 
@@ -1344,19 +1373,19 @@ mod tests {
             self.tell(&body, b"");
         }
 
-        fn release(&mut self, allocator: u64, ends: u64) {
+        pub(super) fn release(&mut self, allocator: u64, ends: u64) {
             self.tell(&record::Release { allocator, ends }, b"");
         }
 
-        fn close(&mut self, device: u64) {
+        pub(super) fn close(&mut self, device: u64) {
             self.tell(&record::Close { device, failed: 0 }, b"");
         }
 
-        fn memory(&self, chip: i32, kind: MemoryType) -> &Memory {
+        pub(super) fn memory(&self, chip: i32, kind: MemoryType) -> &Memory {
             self.ledger.processes[&0].chips[&chip].memory(kind)
         }
 
-        fn dram(&self, chip: i32) -> &Memory {
+        pub(super) fn dram(&self, chip: i32) -> &Memory {
             self.memory(chip, MemoryType::Dram)
         }
     }
@@ -1836,11 +1865,11 @@ mod tests {
         }
     }
 
-    const PROGRAM: u64 = 0xA000;
-    const WORKLOAD: u64 = 0xB000;
+    pub(super) const PROGRAM: u64 = 0xA000;
+    pub(super) const WORKLOAD: u64 = 0xB000;
 
     impl Story {
-        fn enlist(&mut self, program: u64, workload: u64, first: u32, last: u32) {
+        pub(super) fn enlist(&mut self, program: u64, workload: u64, first: u32, last: u32) {
             let body = record::Enlisted {
                 workload,
                 program,
@@ -1853,7 +1882,7 @@ mod tests {
             self.tell(&body, b"");
         }
 
-        fn lay_out(&mut self, program: u64, layout: u64, buffers: &[(u64, u64)]) {
+        pub(super) fn lay_out(&mut self, program: u64, layout: u64, buffers: &[(u64, u64)]) {
             for &(address, bytes) in buffers {
                 let kind = record::LocalKind::Circular as u32;
                 let body = record::Local { program, address, bytes, layout, kind, cores: 4 };
@@ -1861,12 +1890,12 @@ mod tests {
             }
         }
 
-        fn run(&mut self, workload: u64) {
+        pub(super) fn run(&mut self, workload: u64) {
             let body = record::Run { workload, program: 0, device: MESH, refused: 0 };
             self.tell(&body, b"");
         }
 
-        fn trace(&mut self, step: TraceStep) {
+        pub(super) fn trace(&mut self, step: TraceStep) {
             let body = record::Trace { device: MESH, trace: 3, step: step as u32 };
             self.tell(&body, b"");
         }

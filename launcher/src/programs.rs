@@ -802,7 +802,12 @@ fn start(
     program.last_ns = time_ns;
     let mut new = Vec::new();
     if !program.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &chips)) {
-        new.extend(chips.iter().copied().filter(|&chip| program.chips.insert(chip)));
+        if program.chips.is_empty() {
+            new = chips.to_vec();
+            program.chips = chips.iter().copied().collect();
+        } else {
+            new.extend(chips.iter().copied().filter(|&chip| program.chips.insert(chip)));
+        }
         program.last = Some(chips.clone());
     }
     Some(Running { program: number, end: program.region_end(), chips, new, runs })

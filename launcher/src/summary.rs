@@ -463,9 +463,9 @@ Sizes are reserved bytes: bytes per bank times banks, which is what runs out.
             }]});
             report["integrity"]["left_out"] = json!({"processes": 30, "buffers": 1, "programs": 2});
         }));
-        let rows = "\
- 30 more        DRAM   12 KiB (2)                  6 KiB (1)                    100     98         0       1
- all                   48 KiB (5)                                               112    107         0       3
+        let rows = "
+ 30 more        DRAM    12 KiB (2)                  6 KiB (1)                    100     98         0       1
+          all           48 KiB (5)                                               112    107         0       3
 ";
         assert!(text.contains(rows), "{text}");
         let sentence = "smallest or oldest: 30 processes, 1 live buffer, 2 programs (--max-buffers";

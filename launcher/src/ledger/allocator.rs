@@ -124,24 +124,26 @@ impl Live {
         Some(allocation)
     }
 
-    /// The allocation of an object that was there at a time, so that what is late does not find what came
-    /// after it; if there is none, the newest.
+    /// The allocation of an object that was there at a time: a free that is late does not end what came
+    /// after it.
     fn of_object(&self, object: (u64, u64), time_ns: u64) -> Option<u32> {
-        let newest = *self.by_object.get(&object)?;
-        let mut next = Some(newest);
+        let mut next = self.by_object.get(&object).copied();
         for _ in 0..MOST_LOOKS {
-            let Some(entry) = next.and_then(|key| self.entries.get(key as usize)) else { break };
+            let key = next?;
+            let entry = self.entries.get(key as usize)?;
             if entry.allocation.time_ns <= time_ns {
-                return next;
+                return Some(key);
             }
             next = entry.of_object.older;
         }
-        Some(newest)
+        None
     }
 
-    /// The newest at an address.
-    fn at_place(&self, kind: MemoryType, address: u64) -> Option<u32> {
-        self.by_place[kind as usize].get(&address).copied()
+    /// The newest at an address, if it was there at a time.
+    fn at_place(&self, kind: MemoryType, address: u64, time_ns: u64) -> Option<u32> {
+        let key = *self.by_place[kind as usize].get(&address)?;
+        let entry = self.entries.get(key as usize)?;
+        (entry.allocation.time_ns <= time_ns).then_some(key)
     }
 
     /// All that share a place with the newest there.
@@ -183,16 +185,25 @@ impl Live {
     }
 }
 
+/// The type of an object's memory, and when that was let go.
+#[derive(Clone, Copy, Debug)]
+struct LetGo {
+    kind: MemoryType,
+    time_ns: u64,
+    /// Whether another object has come to its place since, so that only a late free can be of it.
+    is_over: bool,
+}
+
 /// Objects whose memory was let go all at once, or by another's free, and that may still ask to free it:
 /// by object and address. Of very many, those are forgotten that have not asked for longest.
 #[derive(Debug, Default)]
 pub(super) struct Released {
-    now: HashMap<(u64, u64), MemoryType>,
-    before: HashMap<(u64, u64), MemoryType>,
+    now: HashMap<(u64, u64), LetGo>,
+    before: HashMap<(u64, u64), LetGo>,
 }
 
 impl Released {
-    fn remove(&mut self, object: (u64, u64)) -> Option<MemoryType> {
+    fn remove(&mut self, object: (u64, u64)) -> Option<LetGo> {
         if self.now.is_empty() && self.before.is_empty() {
             return None;
         }
@@ -200,15 +211,26 @@ impl Released {
         self.now.remove(&object).or(before)
     }
 
+    /// Another object has come to the place.
+    fn is_over(&mut self, object: (u64, u64)) {
+        for known in [&mut self.now, &mut self.before] {
+            if !known.is_empty()
+                && let Some(let_go) = known.get_mut(&object)
+            {
+                let_go.is_over = true;
+            }
+        }
+    }
+
     /// Returns how many were forgotten for it.
-    fn insert(&mut self, object: (u64, u64), kind: MemoryType) -> u64 {
+    fn insert(&mut self, object: (u64, u64), let_go: LetGo) -> u64 {
         self.remove(object);
         let mut forgotten = 0;
         if self.now.len() >= MOST_RELEASED {
             forgotten = self.before.len() as u64;
             self.before = std::mem::take(&mut self.now);
         }
-        self.now.insert(object, kind);
+        self.now.insert(object, let_go);
         forgotten
     }
 
@@ -237,9 +259,14 @@ pub(super) struct Allocator {
 }
 
 /// What a free ended.
+#[derive(Default)]
 pub(super) struct Freed {
     /// The allocation; None if its memory had been let go before, and nobody has it now.
     pub(super) allocation: Option<Allocation>,
+    /// The type of memory that was let go since then, if the free is late: it had been freed before.
+    pub(super) was_free: Option<MemoryType>,
+    /// When what the object had was let go, if nothing else is known of it.
+    pub(super) let_go_ns: Option<u64>,
     /// How many objects were forgotten over it.
     pub(super) forgotten: u64,
 }
@@ -253,15 +280,21 @@ impl Allocator {
     pub(super) fn free(&mut self, buffer: u64, address: u64, time_ns: u64) -> Option<Freed> {
         let object = (buffer, address);
         if let Some(key) = self.live.of_object(object, time_ns) {
-            return Some(Freed { allocation: self.take(key), forgotten: 0 });
+            return Some(Freed { allocation: self.take(key), ..Freed::default() });
+        }
+        let LetGo { kind, time_ns: let_go_ns, is_over } = self.released.remove(object)?;
+        if let_go_ns <= time_ns && is_over {
+            return None;
+        }
+        if let_go_ns > time_ns {
+            return Some(Freed { was_free: Some(kind), ..Freed::default() });
         }
         // A destructor that runs after `deallocate_buffers`: the runtime frees whatever lies there now.
-        let kind = self.released.remove(object)?;
-        let victim = self.live.at_place(kind, address);
+        let victim = self.live.at_place(kind, address, time_ns);
         let allocation = victim.and_then(|victim| self.take(victim));
         // The one that lay there has its own free yet to come.
-        let forgotten = allocation.as_ref().map_or(0, |one| self.let_go(one));
-        Some(Freed { allocation, forgotten })
+        let forgotten = allocation.as_ref().map_or(0, |one| self.let_go(one, time_ns));
+        Some(Freed { allocation, was_free: None, let_go_ns: Some(let_go_ns), forgotten })
     }
 
     fn take(&mut self, key: u32) -> Option<Allocation> {
@@ -273,7 +306,7 @@ impl Allocator {
 
     /// Takes an allocation in; false if there is no more room.
     pub(super) fn insert(&mut self, allocation: Allocation) -> bool {
-        self.released.remove((allocation.buffer, allocation.address));
+        self.released.is_over((allocation.buffer, allocation.address));
         let (kind, totals) = (allocation.kind, allocation.totals);
         if !self.live.insert(allocation) {
             return false;
@@ -300,7 +333,7 @@ impl Allocator {
         let mut forgotten = 0;
         self.bytes_per_bank = [0; TYPES];
         for Entry { allocation, .. } in gone {
-            forgotten += self.let_go(&allocation);
+            forgotten += self.let_go(&allocation, time_ns);
             each(&allocation);
         }
         // They keep their places in the order.
@@ -314,8 +347,9 @@ impl Allocator {
 
     /// An allocation's memory was let go, and its object may still ask to free it. Returns how many
     /// others were forgotten over it.
-    pub(super) fn let_go(&mut self, allocation: &Allocation) -> u64 {
-        self.released.insert((allocation.buffer, allocation.address), allocation.kind)
+    pub(super) fn let_go(&mut self, allocation: &Allocation, time_ns: u64) -> u64 {
+        let object = (allocation.buffer, allocation.address);
+        self.released.insert(object, LetGo { kind: allocation.kind, time_ns, is_over: false })
     }
 
     /// Its process has ended: nothing will be looked for any more.
@@ -361,7 +395,7 @@ impl Allocator {
     /// About how much it takes to remember it, in bytes.
     pub(super) fn weight(&self) -> usize {
         let each = size_of::<Entry>() + 2 * size_of::<(u64, u64, u64)>();
-        let released = 2 * size_of::<((u64, u64), MemoryType)>();
+        let released = 2 * size_of::<((u64, u64), LetGo)>();
         size_of::<Allocator>()
             + self.place.weight()
             + self.live.len().saturating_mul(each)

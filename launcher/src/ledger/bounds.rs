@@ -19,7 +19,7 @@ pub(super) const MOST_CLOSED: usize = 64;
 const MOST_MESHES: usize = 256;
 /// How many processes are remembered that have ended and are no longer in the books.
 const MOST_FOLDED: usize = 4096;
-/// How often the books are weighed, in records.
+/// How often the books are weighed, in records, at most.
 const WEIGH_EVERY: u64 = 4096;
 /// What the books may take, about, in bytes: some four million live buffers.
 const MOST_WEIGHT: usize = 1 << 30;
@@ -322,7 +322,10 @@ impl Ledger {
 
     /// Weighs the books. While they are too heavy, nothing is added to them.
     pub(super) fn weigh_now_and_then(&mut self) {
-        if self.events.is_multiple_of(WEIGH_EVERY) {
+        if self.events >= self.weigh_at {
+            // Where there are very many processes, that takes its time.
+            let records = WEIGH_EVERY.max(2 * self.processes.len() as u64);
+            self.weigh_at = self.events + records;
             let weights = self.processes.values().map(Process::weight);
             self.is_crowded = weights.fold(0, usize::saturating_add) > MOST_WEIGHT;
         }
@@ -434,7 +437,7 @@ impl Process {
     }
 
     /// About how much it takes to remember it, in bytes.
-    fn weight(&self) -> usize {
+    pub(super) fn weight(&self) -> usize {
         const PLANNED: usize = 128;
         let argv = self.identity.iter().flat_map(|identity| &identity.argv);
         let allocators = self.allocators.values().map(|allocator| allocator.weight());

@@ -10,7 +10,8 @@
 //!
 //! The records' times tell which came late. A free that is late ends what was there at its time, and a
 //! release lets go of that alone; the close of a device, or the end of an allocator, does not touch what
-//! has come to its address since. Only the peaks stay as they were when the late record came.
+//! has come to its address since. Only the peaks stay as they were when the late record came. Of several
+//! late records about one object, the figures may be those of the wrong one.
 
 use std::collections::VecDeque;
 
@@ -23,18 +24,40 @@ const MOST: usize = 1024;
 /// An allocator, a Buffer object, and its address.
 type Object = (u64, u64, u64);
 
-/// A free of what was not known to be allocated.
+/// A free whose allocation may come yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EarlyFree {
     pub(super) time_ns: u64,
-    /// Whether it was counted as one of what a parent had allocated.
-    pub(super) inherited: bool,
+    /// What it was taken for.
+    pub(super) taken_for: TakenFor,
+}
+
+/// What a free is, if no allocation of its object and address is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TakenFor {
+    /// One of memory that was not known to be allocated.
+    Unknown,
+    /// One of what a parent had allocated.
+    Inherited,
+    /// One of what the runtime had let go at this time.
+    Stale { let_go_ns: u64 },
+}
+
+impl EarlyFree {
+    /// Whether it can be of an allocation that was made at a time.
+    fn may_be_of(&self, made_ns: u64) -> bool {
+        let is_later = match self.taken_for {
+            TakenFor::Stale { let_go_ns } => made_ns > let_go_ns,
+            TakenFor::Unknown | TakenFor::Inherited => true,
+        };
+        is_later && self.time_ns >= made_ns
+    }
 }
 
 /// What may make sense yet.
 #[derive(Debug, Default)]
 pub(super) struct Late {
-    frees: HashMap<Object, EarlyFree>,
+    frees: HashMap<Object, Vec<EarlyFree>>,
     order: VecDeque<Object>,
     allocators: VecDeque<(u64, record::Allocator)>,
     allocations: VecDeque<(u64, record::Allocate)>,
@@ -42,14 +65,22 @@ pub(super) struct Late {
 
 impl Late {
     pub(super) fn keep_free(&mut self, object: Object, free: EarlyFree) {
-        if self.frees.insert(object, free).is_none() {
-            self.order.push_back(object);
-        }
+        self.frees.entry(object).or_default().push(free);
+        self.order.push_back(object);
         if self.order.len() > MOST
             && let Some(oldest) = self.order.pop_front()
         {
-            self.frees.remove(&oldest);
+            self.remove(oldest, 0);
         }
+    }
+
+    fn remove(&mut self, object: Object, at: usize) -> Option<EarlyFree> {
+        let frees = self.frees.get_mut(&object).filter(|frees| at < frees.len())?;
+        let free = frees.remove(at);
+        if frees.is_empty() {
+            self.frees.remove(&object);
+        }
+        Some(free)
     }
 
     /// The free of an object's allocation that was made at a time, if that free has come already.
@@ -57,10 +88,12 @@ impl Late {
         if self.frees.is_empty() {
             return None;
         }
-        let free = *self.frees.get(&object).filter(|free| free.time_ns >= time_ns)?;
-        self.frees.remove(&object);
-        self.order.retain(|other| *other != object);
-        Some(free)
+        let frees = self.frees.get(&object)?.iter().enumerate();
+        let after = frees.filter(|(_, free)| free.may_be_of(time_ns));
+        let (at, _) = after.min_by_key(|(_, free)| free.time_ns)?;
+        let place = self.order.iter().position(|other| *other == object)?;
+        self.order.remove(place);
+        self.remove(object, at)
     }
 
     pub(super) fn keep_allocator(&mut self, time_ns: u64, body: record::Allocator) {

@@ -275,3 +275,163 @@ pub(super) fn bound(problems: &mut Vec<String>) {
         problems.push(format!("{further} further problems are not listed"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Limits;
+    use crate::report::{Exit, Report};
+    use crate::summary::summary;
+    use bytemuck::Zeroable;
+    use ttalloc_ring::record::{self, Body, Head, LocalKind};
+
+    const MESH: u64 = 0x1000;
+    const ALLOCATOR: u64 = 0x2000;
+
+    fn tell<B: Body>(ledger: &mut Ledger, process: u32, body: &B, tail: &[u8]) {
+        let time_ns = 100 + ledger.events;
+        let head = Head { kind: B::KIND as u32, process, time_ns };
+        ledger.enter(&[bytemuck::bytes_of(&head), bytemuck::bytes_of(body), tail].concat());
+    }
+
+    /// Processes 10, 11, … each with twenty buffers, ten programs and a mesh, the later the larger.
+    fn ledger(limits: Limits, processes: u32) -> Ledger {
+        let mut ledger = Ledger::new(limits);
+        for process in 0..processes {
+            let mut say = |body: &record::Process| tell(&mut ledger, process, body, b"python3\0");
+            say(&record::Process { pid: 10 + process, parent_pid: 1, forked: 0, argv_cut: 0 });
+            let mut runtime = record::Runtime::zeroed();
+            (runtime.era, runtime.present) = (3, [u64::MAX; 4]);
+            tell(&mut ledger, process, &runtime, b"libtt_metal.so");
+            let strides = [1, 0, 0, 0];
+            let device =
+                record::Device { device: MESH, id: 0, arch: 2, is_mesh: 1, dims: 1, strides };
+            tell(&mut ledger, process, &device, bytemuck::cast_slice(&[0_i32, 1]));
+            let mut allocator = record::Allocator::zeroed();
+            (allocator.allocator, allocator.device) = (ALLOCATOR, MESH);
+            (allocator.banks[0], allocator.alignment) = (10, 32);
+            tell(&mut ledger, process, &allocator, b"");
+            for at in 0..20_u64 {
+                let mut buffer = record::Allocate::zeroed();
+                (buffer.allocator, buffer.buffer, buffer.address) = (ALLOCATOR, at, at << 20);
+                buffer.bytes_per_bank = 32 * (at + 1 + 20 * u64::from(process));
+                tell(&mut ledger, process, &buffer, b"");
+            }
+            for at in 0..10_u64 {
+                let (kind, layout) = (LocalKind::Circular as u32, 1);
+                let bytes = 100 * (at + 1) + u64::from(process);
+                let local =
+                    record::Local { program: at, address: 0, bytes, layout, kind, cores: 1 };
+                tell(&mut ledger, process, &local, bytemuck::cast_slice(&[0_u16; 4]));
+                let run = record::Run { workload: 0, program: at, device: MESH, refused: 0 };
+                tell(&mut ledger, process, &run, b"");
+            }
+        }
+        assert_eq!(ledger.anomalies, Default::default());
+        ledger
+    }
+
+    fn report(ledger: &Ledger) -> Report {
+        let run = Run {
+            command: vec!["mpirun".to_owned()],
+            started: jiff::Timestamp::UNIX_EPOCH,
+            started_ns: 0,
+            duration_ns: 1,
+            pid: 10,
+            exit: Exit::Code(0),
+            dropped: 0,
+            torn: 0,
+            still_running: Vec::new(),
+        };
+        let report = Report::new(&run, ledger, |_| None);
+        let json = serde_json::to_value(&report).unwrap();
+        let schema = jsonschema::validator_for(&Report::json_schema()).unwrap();
+        assert!(schema.is_valid(&json), "{:?}", schema.iter_errors(&json).next());
+        report
+    }
+
+    #[test]
+    fn without_limits_everything_is_listed() {
+        let all = Limits { buffers: usize::MAX, programs: usize::MAX, processes: usize::MAX };
+        let report = report(&ledger(all, 5));
+        assert_eq!(report.integrity.left_out, LeftOut::default());
+        assert_eq!((report.processes.len(), report.devices.len()), (5, 10));
+        assert_eq!((report.live_buffers.len(), report.programs.len()), (100, 50));
+        assert_eq!(report.further_processes, None);
+        assert!(!summary(&report).contains("doesn't list"));
+    }
+
+    #[test]
+    fn the_largest_are_listed_and_the_rest_is_counted() {
+        let whole = report(&ledger(Limits::default(), 5));
+        let limits = Limits { buffers: 30, programs: 7, processes: 3 };
+        let mut ledger = ledger(limits, 5);
+        for ended in [false, true] {
+            if ended {
+                (0..5).for_each(|process| ledger.end(process));
+            }
+            let report = report(&ledger);
+            let pids: Vec<_> = report.processes.iter().map(|process| process.pid).collect();
+            // The program's own process has least. It is listed while it is known.
+            assert_eq!(pids, if ended { [10, 13, 14] } else { [10, 13, 14] });
+            let buffers: Vec<_> =
+                report.live_buffers.iter().map(|one| one.bytes_per_bank / 32).collect();
+            assert_eq!(buffers, (71..=100).collect::<Vec<_>>());
+            let ends: Vec<_> = report.programs.iter().filter_map(|one| one.region_end_address);
+            assert_eq!(ends, [1000, 803, 903, 1003, 804, 904, 1004]);
+            let left_out = &report.integrity.left_out;
+            assert_eq!((left_out.processes, left_out.meshes), (2, 2));
+            assert_eq!((left_out.buffers, left_out.programs), (70, 43));
+            assert_eq!(left_out.buffers_reserved_bytes, (1..=70).sum::<u64>() * 32 * 10 * 2);
+            assert_eq!(report.integrity.programs_left_out, 43);
+            // Every chip refers to its largest program, which is therefore listed.
+            for device in &report.devices {
+                let used = device.circular_buffers.as_ref().unwrap();
+                let largest = used.largest.as_ref().unwrap();
+                let place = largest.program.unwrap() as usize;
+                let end = report.programs[place].region_end_address;
+                assert_eq!(end, Some(largest.end_address));
+            }
+            // The figures are whole.
+            let further = report.further_processes.as_ref().unwrap();
+            let listed = |report: &Report, figure: fn(&crate::report::Memory) -> u64| {
+                report.devices.iter().flat_map(|device| &device.memory).map(figure).sum::<u64>()
+            };
+            let dram = &further.memory[0];
+            let figures: [(fn(&crate::report::Memory) -> u64, u64); 3] = [
+                (|memory| memory.allocations, dram.allocations),
+                (|memory| memory.live.reserved_bytes, dram.live.reserved_bytes),
+                (|memory| memory.allocated_bytes_total, dram.allocated_bytes_total),
+            ];
+            for (figure, of_further) in figures {
+                assert_eq!(listed(&report, figure) + of_further, listed(&whole, figure));
+            }
+            assert_eq!((further.processes, further.runs), (2, 2 * 2 * 10));
+            let text = summary(&report);
+            let sentence = "2 processes, 70 live buffers, 43 programs, 2 meshes (--max-buffers";
+            assert!(text.contains(sentence) && text.contains(" 2 more "), "{text}");
+            assert!(report.integrity.complete, "{:?}", report.integrity.problems);
+        }
+    }
+
+    #[test]
+    fn nothing_need_be_listed() {
+        let limits = Limits { buffers: 0, programs: 0, processes: 0 };
+        let report = report(&ledger(limits, 3));
+        assert_eq!((report.processes.len(), report.live_buffers.len()), (1, 0));
+        assert_eq!((report.programs.len(), report.integrity.left_out.programs), (0, 30));
+        let used = report.devices[0].circular_buffers.as_ref().unwrap();
+        assert_eq!(used.largest.as_ref().unwrap().program, None);
+    }
+
+    #[test]
+    fn problems_without_end_are_not_told_one_by_one() {
+        let mut problems: Vec<_> = (0..500).map(|at| at.to_string()).collect();
+        bound(&mut problems);
+        assert_eq!(problems.len(), 101);
+        assert_eq!(problems[100], "400 further problems are not listed");
+        let mut problems = vec![String::new(); 101];
+        bound(&mut problems);
+        assert_eq!(problems.len(), 101);
+    }
+}
