@@ -179,6 +179,8 @@ pub(super) struct Ends {
     by_pid: HashMap<u32, u32>,
     /// Those that are still in the books, the smallest first, and among equals the last.
     kept: BinaryHeap<Reverse<(u64, Reverse<u32>)>>,
+    /// The process that announced itself first.
+    first: Option<u32>,
     /// How many live buffers, and programs, they have.
     buffers: usize,
     programs: usize,
@@ -220,7 +222,7 @@ impl Ledger {
     }
 
     /// A process has ended, and all of its records were entered. What was live then is kept as such; of
-    /// many processes, only those are kept that had most.
+    /// many processes, only those are kept that had most, and the first.
     pub fn end(&mut self, number: u32) {
         let Some(process) = self.processes.get_mut(&number) else { return };
         if std::mem::replace(&mut process.has_ended, true) {
@@ -229,7 +231,10 @@ impl Ledger {
         process.settle();
         self.ends.buffers += process.live_count();
         self.ends.programs += process.programs.len();
-        self.ends.kept.push(Reverse((process.size(), Reverse(number))));
+        // The first is the program itself, and stays.
+        if *self.ends.first.get_or_insert(number) != number {
+            self.ends.kept.push(Reverse((process.size(), Reverse(number))));
+        }
         while self.ends.kept.len() > self.limits.processes.max(1) {
             let Some(Reverse((_, Reverse(smallest)))) = self.ends.kept.pop() else { break };
             self.fold(smallest);
@@ -267,6 +272,7 @@ impl Ledger {
         if pid == 0 || self.ends.is_folded(number) {
             return;
         }
+        self.ends.first.get_or_insert(number);
         match self.ends.by_pid.get(&pid).copied() {
             Some(other) if other > number => {}
             Some(other) if other < number => {
