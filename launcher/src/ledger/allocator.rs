@@ -4,6 +4,7 @@
 //! may share either; they are linked, the newest first.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use hashbrown::HashMap;
 use slab::Slab;
@@ -43,11 +44,25 @@ pub struct Allocation {
     pub time_ns: u64,
 }
 
-/// Neighbours in a list: the key of the one that came before, and of the one that came after.
+/// An allocation's key in [`Live`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key(NonZeroU32);
+
+impl Key {
+    fn new(place: usize) -> Option<Key> {
+        u32::try_from(place).ok()?.checked_add(1).and_then(NonZeroU32::new).map(Key)
+    }
+
+    fn place(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
+/// Neighbours in a list: the one that came before, and the one that came after.
 #[derive(Clone, Copy, Debug, Default)]
 struct Links {
-    older: Option<u32>,
-    newer: Option<u32>,
+    older: Option<Key>,
+    newer: Option<Key>,
 }
 
 #[derive(Debug)]
@@ -64,25 +79,24 @@ struct Entry {
 pub(super) struct Live {
     entries: Slab<Entry>,
     /// The newest of each Buffer object and address.
-    by_object: HashMap<(u64, u64), u32>,
+    by_object: HashMap<(u64, u64), Key>,
     /// The newest at each address, by [`MemoryType::ALL`].
-    by_place: [BTreeMap<u64, u32>; TYPES],
+    by_place: [BTreeMap<u64, Key>; TYPES],
     next: u64,
 }
 
 impl Live {
     /// Takes one in; false if there is no more room.
     fn insert(&mut self, allocation: Allocation) -> bool {
-        let Ok(key) = u32::try_from(self.entries.vacant_key()) else { return false };
+        let Some(key) = Key::new(self.entries.vacant_key()) else { return false };
         let object = (allocation.buffer, allocation.address);
         let place = &mut self.by_place[allocation.kind as usize];
         let of_object = Links { older: self.by_object.insert(object, key), newer: None };
         let at_place = Links { older: place.insert(allocation.address, key), newer: None };
-        if let Some(older) = of_object.older.and_then(|older| self.entries.get_mut(older as usize))
-        {
+        if let Some(older) = of_object.older.and_then(|older| self.entries.get_mut(older.place())) {
             older.of_object.newer = Some(key);
         }
-        if let Some(older) = at_place.older.and_then(|older| self.entries.get_mut(older as usize)) {
+        if let Some(older) = at_place.older.and_then(|older| self.entries.get_mut(older.place())) {
             older.at_place.newer = Some(key);
         }
         self.next += 1;
@@ -90,11 +104,11 @@ impl Live {
         true
     }
 
-    fn remove(&mut self, key: u32) -> Option<Allocation> {
-        let entry = self.entries.try_remove(key as usize)?;
+    fn remove(&mut self, key: Key) -> Option<Allocation> {
+        let entry = self.entries.try_remove(key.place())?;
         let allocation = entry.allocation;
         let Links { older, newer } = entry.of_object;
-        match newer.and_then(|newer| self.entries.get_mut(newer as usize)) {
+        match newer.and_then(|newer| self.entries.get_mut(newer.place())) {
             Some(newer) => newer.of_object.older = older,
             None => {
                 let object = (allocation.buffer, allocation.address);
@@ -104,11 +118,11 @@ impl Live {
                 };
             }
         }
-        if let Some(older) = older.and_then(|older| self.entries.get_mut(older as usize)) {
+        if let Some(older) = older.and_then(|older| self.entries.get_mut(older.place())) {
             older.of_object.newer = newer;
         }
         let Links { older, newer } = entry.at_place;
-        match newer.and_then(|newer| self.entries.get_mut(newer as usize)) {
+        match newer.and_then(|newer| self.entries.get_mut(newer.place())) {
             Some(newer) => newer.at_place.older = older,
             None => {
                 let place = &mut self.by_place[allocation.kind as usize];
@@ -118,7 +132,7 @@ impl Live {
                 };
             }
         }
-        if let Some(older) = older.and_then(|older| self.entries.get_mut(older as usize)) {
+        if let Some(older) = older.and_then(|older| self.entries.get_mut(older.place())) {
             older.at_place.newer = newer;
         }
         Some(allocation)
@@ -126,11 +140,11 @@ impl Live {
 
     /// The allocation of an object that was there at a time: a free that is late does not end what came
     /// after it.
-    fn of_object(&self, object: (u64, u64), time_ns: u64) -> Option<u32> {
+    fn of_object(&self, object: (u64, u64), time_ns: u64) -> Option<Key> {
         let mut next = self.by_object.get(&object).copied();
         for _ in 0..MOST_LOOKS {
             let key = next?;
-            let entry = self.entries.get(key as usize)?;
+            let entry = self.entries.get(key.place())?;
             if entry.allocation.time_ns <= time_ns {
                 return Some(key);
             }
@@ -140,18 +154,17 @@ impl Live {
     }
 
     /// The newest at an address, if it was there at a time.
-    fn at_place(&self, kind: MemoryType, address: u64, time_ns: u64) -> Option<u32> {
+    fn at_place(&self, kind: MemoryType, address: u64, time_ns: u64) -> Option<Key> {
         let key = *self.by_place[kind as usize].get(&address)?;
-        let entry = self.entries.get(key as usize)?;
+        let entry = self.entries.get(key.place())?;
         (entry.allocation.time_ns <= time_ns).then_some(key)
     }
 
     /// All that share a place with the newest there.
-    fn from_newest(&self, newest: u32) -> impl Iterator<Item = &Allocation> {
-        let first = self.entries.get(newest as usize);
-        let older = |entry: &&Entry| {
-            entry.at_place.older.and_then(|older| self.entries.get(older as usize))
-        };
+    fn from_newest(&self, newest: Key) -> impl Iterator<Item = &Allocation> {
+        let first = self.entries.get(newest.place());
+        let older =
+            |entry: &&Entry| entry.at_place.older.and_then(|older| self.entries.get(older.place()));
         std::iter::successors(first, older).map(|entry| &entry.allocation)
     }
 
@@ -297,7 +310,7 @@ impl Allocator {
         Some(Freed { allocation, was_free: None, let_go_ns: Some(let_go_ns), forgotten })
     }
 
-    fn take(&mut self, key: u32) -> Option<Allocation> {
+    fn take(&mut self, key: Key) -> Option<Allocation> {
         let allocation = self.live.remove(key)?;
         let used = &mut self.bytes_per_bank[allocation.kind as usize];
         *used = used.saturating_sub(allocation.totals.bytes_per_bank);
