@@ -821,7 +821,9 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
         let exit = match end.map(|end| &end.how) {
             Some(How::Exited(exit)) => Some(exit.clone()),
             Some(How::Running) => Some(Exit::Running(true)),
-            Some(How::Replaced(by)) => Some(Exit::Exec(by.as_ref().and_then(|by| places.get(by).copied()))),
+            Some(How::Replaced(by)) => {
+                Some(Exit::Exec(by.as_ref().and_then(|by| places.get(by).copied())))
+            }
             Some(How::Unknown) | None => is_first.then(|| run.exit.clone()),
         };
         processes.push(Process {

@@ -22,7 +22,12 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "ttalloc: {command}, {}", ending(&report.exit))?;
     for process in &report.processes {
         if let Some(why) = &process.out_of_memory {
-            writeln!(out, "ttalloc: process {} was ended by SIGKILL, and {}", process.pid, one_line(why))?;
+            writeln!(
+                out,
+                "ttalloc: process {} was ended by SIGKILL, and {}",
+                process.pid,
+                one_line(why)
+            )?;
         }
     }
     for problem in &integrity.problems {

@@ -118,13 +118,14 @@ enum WhenFull {
 fn period(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let possible = seconds.filter(|&period| period >= SHORTEST);
-    possible.ok_or_else(|| "a number of seconds from 0.01 on is needed, such as 60 or 0.5".to_owned())
+    possible
+        .ok_or_else(|| "a number of seconds from 0.01 on is needed, such as 60 or 0.5".to_owned())
 }
 
 fn lanes(text: &str) -> Result<(usize, usize), String> {
-    let numbers = text.split_once('x').and_then(|(lanes, bytes)| {
-        Some((lanes.parse().ok()?, bytes.parse().ok()?))
-    });
+    let numbers = text
+        .split_once('x')
+        .and_then(|(lanes, bytes)| Some((lanes.parse().ok()?, bytes.parse().ok()?)));
     numbers.ok_or_else(|| "two numbers are needed, such as 64x131072".to_owned())
 }
 

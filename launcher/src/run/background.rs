@@ -24,7 +24,10 @@ pub fn inherited() -> Vec<RawFd> {
     let listed: Vec<RawFd> = entries.filter_map(number).collect();
     // One of them was the listing's own.
     // SAFETY: only asks.
-    listed.into_iter().filter(|&fd| fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0).collect()
+    listed
+        .into_iter()
+        .filter(|&fd| fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0)
+        .collect()
 }
 
 /// Forks a process that keeps the ring until nobody writes to it any more, and then writes the report. It has
@@ -42,7 +45,9 @@ pub fn follow(
         Fork::Failed(why) => Err(why),
         Fork::Child => {
             drop(here);
-            leave(i32::from(go_on(keeper, subject, destination, snapshots, inherited, there).is_err()))
+            leave(i32::from(
+                go_on(keeper, subject, destination, snapshots, inherited, there).is_err(),
+            ))
         }
         Fork::Parent(pid) => {
             drop(there);

@@ -96,18 +96,19 @@ impl Destination {
             }
             Destination::File(path) => {
                 let existing = fs::metadata(path).ok();
-                match unnamed(path)? {
+                let placed = match unnamed(path)? {
                     Some(mut file) => {
                         file.write_all(report)?;
                         keep_mode(&file, existing.as_ref())?;
-                        name(&file, path)?;
+                        name(&file, path)
                     }
-                    None => {
-                        let mut file = named(path)?;
-                        file.write_all(report)?;
-                        keep_mode(file.as_file(), existing.as_ref())?;
-                        file.persist(path).map_err(|error| error.error)?;
-                    }
+                    None => Err(io::ErrorKind::Unsupported.into()),
+                };
+                if placed.is_err() {
+                    let mut file = named(path)?;
+                    file.write_all(report)?;
+                    keep_mode(file.as_file(), existing.as_ref())?;
+                    file.persist(path).map_err(|error| error.error)?;
                 }
                 let path = path.clone();
                 Ok(if existing.is_some() { Written::Replaced(path) } else { Written::New(path) })
@@ -143,7 +144,9 @@ fn unnamed(path: &Path) -> io::Result<Option<File>> {
 /// Gives a file without a name the name `path`, which may be another's.
 fn name(file: &File, path: &Path) -> io::Result<()> {
     // As open(2) has it for those without CAP_DAC_READ_SEARCH.
-    let link = |to: &Path| linkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), CWD, to, AtFlags::SYMLINK_FOLLOW);
+    let link = |to: &Path| {
+        linkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), CWD, to, AtFlags::SYMLINK_FOLLOW)
+    };
     match link(path) {
         Err(Errno::EXIST) => {}
         done => return Ok(done?),
@@ -152,7 +155,7 @@ fn name(file: &File, path: &Path) -> io::Result<()> {
     let draft = tempfile::Builder::new()
         .prefix(PREFIX)
         .make_in(folder_of(path), |draft| Ok(link(draft)?))?;
-    Ok(draft.into_temp_path().persist(path).map_err(|error| error.error)?)
+    draft.into_temp_path().persist(path).map_err(|error| error.error)
 }
 
 /// A temporary file in the same folder, with the mode that a new file would have.

@@ -45,7 +45,7 @@ impl Keeper {
         let ring = Consumer::create(options)?;
         // Without it, those that don't see /proc as we do are not tracked.
         let door = Door::open(ring.id()).ok();
-        let (ledger, watch) = (Ledger::default(), Watch::new());
+        let (ledger, watch) = (Ledger::default(), Watch::with_limits());
         Ok(Keeper { ring, ledger, watch, door, due: None, idle: IDLE[0] })
     }
 

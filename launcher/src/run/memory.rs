@@ -38,8 +38,10 @@ impl Kills {
     /// How many there have been since, and by which count, in words; None if there were none.
     pub fn since(&self) -> Option<String> {
         let more = read(&self.file)?.checked_sub(self.before).filter(|&more| more > 0)?;
-        let where_ = if self.file == Path::new(MACHINE) { "on this machine" } else { "in its cgroup" };
-        let processes = if more == 1 { "1 process".to_owned() } else { format!("{more} processes") };
+        let where_ =
+            if self.file == Path::new(MACHINE) { "on this machine" } else { "in its cgroup" };
+        let processes =
+            if more == 1 { "1 process".to_owned() } else { format!("{more} processes") };
         Some(format!(
             "the kernel killed {processes} for want of memory {where_} meanwhile ({FIELD} in {})",
             self.file.display()
@@ -94,7 +96,10 @@ mod tests {
         assert_eq!(path(&one, &[""], "/"), None);
         // A container's: a part of the hierarchy, or an own view of it.
         let part = mount("35 31 0:32 /docker/1f /mnt rw - cgroup cgroup rw,memory\n");
-        assert_eq!(path(&part, &["memory"], "/docker/1f/a").unwrap(), Path::new("/mnt/a/memory.oom_control"));
+        assert_eq!(
+            path(&part, &["memory"], "/docker/1f/a").unwrap(),
+            Path::new("/mnt/a/memory.oom_control")
+        );
         assert_eq!(path(&part, &["memory"], "/docker/2e"), None);
         let other = mount("36 31 0:33 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n");
         assert_eq!(path(&other, &["memory"], "/"), None);
@@ -104,13 +109,19 @@ mod tests {
     fn a_count_that_rises_is_told() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let write = |count: u64| {
-            fs::write(file.path(), format!("oom_kill_disable 0\nunder_oom 0\noom_kill {count}\n")).unwrap();
+            fs::write(file.path(), format!("oom_kill_disable 0\nunder_oom 0\noom_kill {count}\n"))
+                .unwrap();
         };
         write(4);
         let kills = Kills { before: read(file.path()).unwrap(), file: file.path().to_owned() };
         assert_eq!(kills.since(), None);
         write(5);
-        assert!(kills.since().unwrap().starts_with("the kernel killed 1 process for want of memory in its cgroup"));
+        assert!(
+            kills
+                .since()
+                .unwrap()
+                .starts_with("the kernel killed 1 process for want of memory in its cgroup")
+        );
         write(7);
         assert!(kills.since().unwrap().contains("3 processes"));
         // A group of the same name that was made anew.

@@ -183,7 +183,9 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let running = keeper.until_gone(GRACE);
     snapshots.finish();
     let code = code(status);
-    if !running.is_empty() && let Some(place) = destination.as_ref().filter(|one| one.is_file()) {
+    if !running.is_empty()
+        && let Some(place) = destination.as_ref().filter(|one| one.is_file())
+    {
         match background::follow(&mut keeper, &subject, place, &mut snapshots, &inherited) {
             Ok(follower) => {
                 let report = subject.report(&keeper, Stage::Snapshot);

@@ -59,7 +59,9 @@ impl Snapshots {
             self.wished = false;
             self.last = Instant::now();
             problem = match destination.filter(|destination| destination.is_file()) {
-                Some(destination) => self.write(destination, report).err().map(|why| why.to_string()).or(problem),
+                Some(destination) => {
+                    self.write(destination, report).err().map(|why| why.to_string()).or(problem)
+                }
                 None => Some("there is no file for the report".to_owned()),
             };
         }
@@ -87,7 +89,8 @@ impl Snapshots {
         match fork() {
             Fork::Child => {
                 // ENOSPC and the like fit in an exit code.
-                let code = write().map_or_else(|why| why.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+                let code =
+                    write().map_or_else(|why| why.raw_os_error().unwrap_or(libc::EIO), |()| 0);
                 super::fork::leave(code)
             }
             Fork::Parent(pid) => {

@@ -103,8 +103,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches nobody.
-    pub fn new() -> Watch {
+    /// Watches nobody yet, and as many as this process may have descriptors for.
+    pub fn with_limits() -> Watch {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Watch::with_room(files.saturating_sub(SPARE).min(MOST))
     }
@@ -116,7 +116,11 @@ impl Watch {
 
     /// Begins to watch those that have come, sees who has ended, and returns how many. `announced` tells
     /// whether a process of that number has said who it is: one that has not may withdraw its number.
-    pub fn look(&mut self, rows: impl Iterator<Item = Row>, announced: impl Fn(u32) -> bool) -> usize {
+    pub fn look(
+        &mut self,
+        rows: impl Iterator<Item = Row>,
+        announced: impl Fn(u32) -> bool,
+    ) -> usize {
         for row in rows.filter(|row| row.number != PROGRAM) {
             match self.processes.get(&row.number) {
                 // What is written later in a row is none of a writer's that can be trusted.
@@ -245,7 +249,8 @@ impl Watch {
             let had_fd = one.state.has_fd();
             match &mut one.state {
                 State::Running(Some(_)) if readable.contains(number) => {
-                    let State::Running(fd) = std::mem::replace(&mut one.state, State::Settled(None))
+                    let State::Running(fd) =
+                        std::mem::replace(&mut one.state, State::Settled(None))
                     else {
                         continue;
                     };
@@ -381,7 +386,9 @@ fn look_up(row: Row) -> Seen {
     }
     // Where its first thread has ended and others haven't, it is shown as ended too.
     if !matches!(stat.state, 'Z' | 'X') || stat.num_threads > 1 {
-        return Seen::Running(Some([stat.startcode, stat.endcode, stat.startstack]));
+        // Without a stack it is about to end, or may not be looked into.
+        let image = [stat.startcode, stat.endcode, stat.startstack];
+        return Seen::Running(Some(image).filter(|_| stat.startstack != 0));
     }
     // Who may not see it sees 0 (proc_pid_stat(5)); the same right is needed for this link.
     let may_see = fs::read_link(format!("/proc/{pid}/ns/user")).is_ok();
@@ -549,7 +556,8 @@ mod tests {
     #[test]
     fn more_than_there_are_descriptors_for() {
         let mut watch = Watch::with_room(3);
-        let mut children: Vec<_> = (0..20).map(|code| start(&format!("sleep 0.3; exit {code}"))).collect();
+        let mut children: Vec<_> =
+            (0..20).map(|code| start(&format!("sleep 0.3; exit {code}"))).collect();
         let rows: Vec<_> =
             (0..).zip(&children).map(|(number, child)| row(number, child.id())).collect();
         watch.look(rows.iter().copied(), |_| true);
