@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ type Case = fn();
 const CASES: &[(&str, Case)] = &[
     ("every_way", every_way),
     ("every_way_of_a_child", every_way_of_a_child),
+    ("short_lives", short_lives),
     ("signals", signals),
     ("exec", exec),
     ("exec_of_another", exec_of_another),
@@ -167,6 +168,7 @@ fn kill(pid: u32, signal: i32) {
 /// A run that goes on.
 struct Running {
     child: Child,
+    stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
     folder: TempDir,
 }
@@ -180,7 +182,8 @@ impl Running {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        Running { child, stdout, folder }
+        let stdin = child.stdin.take();
+        Running { child, stdin, stdout, folder }
     }
 
     #[track_caller]
@@ -193,7 +196,7 @@ impl Running {
     /// Has the program make one more buffer.
     #[track_caller]
     fn step(&mut self) {
-        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        self.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
         self.expect("made");
     }
 
@@ -204,7 +207,7 @@ impl Running {
     /// Ends the program's input, and waits for the launcher.
     #[track_caller]
     fn end(&mut self, code: i32) {
-        drop(self.child.stdin.take());
+        drop(self.stdin.take());
         let status = self.child.wait().unwrap();
         assert_eq!(status.code(), Some(code), "{status}: {}", self.stderr());
     }
@@ -247,6 +250,22 @@ fn every_way_of_a_child() {
         }
         assert_whole(report, 1, 2);
     }
+}
+
+/// One that is gone before anybody looks. What it did is known all the same.
+fn short_lives() {
+    let mut known = 0;
+    for _ in 0..20 {
+        let run = run_ends(&["short_child", "_exit"]);
+        let report = run.report();
+        assert_eq!(report.processes.len(), 2, "{}", run.describe());
+        let exit = report.processes[1].exit.as_ref();
+        assert!(exit.is_none_or(|exit| *exit == Exit::Code(13)), "{exit:?}");
+        known += u32::from(exit.is_some());
+        assert_whole(report, 1, 2);
+        assert_eq!(live(report), 3 + 2);
+    }
+    println!("how it ended was known of {known} of 20");
 }
 
 fn signals() {
@@ -637,7 +656,7 @@ fn a_killed_launcher_leaves_nothing() {
         running.child.kill().unwrap();
         assert_eq!(running.child.wait().unwrap().signal(), Some(libc::SIGKILL));
         running.step();
-        drop(running.child.stdin.take());
+        drop(running.stdin.take());
         let mut rest = String::new();
         running.stdout.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "", "the program goes on as it would");

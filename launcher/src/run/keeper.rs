@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,8 @@ impl Keeper {
         let ring = Consumer::create(options)?;
         // Without it, those that don't see /proc as we do are not tracked.
         let door = Door::open(ring.id()).ok();
-        let (ledger, watch) = (Ledger::default(), Watch::with_limits());
+        let watch = Watch::new(ring.file().metadata()?.ino());
+        let ledger = Ledger::default();
         Ok(Keeper { ring, ledger, watch, door, due: None, idle: IDLE[0] })
     }
 

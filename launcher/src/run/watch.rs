@@ -32,6 +32,8 @@ const UNREAPED: Duration = Duration::from_secs(3600);
 const LOOK_UP: Duration = Duration::from_millis(50);
 /// How often the others are, since no descriptor tells of exec.
 const LOOK_AROUND: Duration = Duration::from_millis(500);
+/// What the ring's memory is called in /proc.
+const RING: &str = "/memfd:ttalloc-ring";
 /// The number of one that is watched for itself. The ring has fewer.
 const PROGRAM: u32 = u32::MAX;
 
@@ -96,6 +98,8 @@ enum State {
 pub struct Watch {
     /// By their numbers.
     processes: BTreeMap<u32, Watched>,
+    /// The inode of the ring's memory, if processes are to have it.
+    ring: Option<u64>,
     /// How many more descriptors may be opened.
     room: u64,
     looked_up: Instant,
@@ -103,15 +107,17 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches nobody yet, and as many as this process may have descriptors for.
-    pub fn with_limits() -> Watch {
+    /// Watches nobody yet. `ring` is the inode of the ring's memory, which every process in the ring has
+    /// mapped.
+    pub fn new(ring: u64) -> Watch {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        Watch::with_room(files.saturating_sub(SPARE).min(MOST))
+        let room = files.saturating_sub(SPARE).min(MOST);
+        Watch { ring: Some(ring), ..Watch::with_room(room) }
     }
 
     fn with_room(room: u64) -> Watch {
         let now = Instant::now();
-        Watch { processes: BTreeMap::new(), room, looked_up: now, looked_around: now }
+        Watch { processes: BTreeMap::new(), ring: None, room, looked_up: now, looked_around: now }
     }
 
     /// Begins to watch those that have come, sees who has ended, and returns how many. `announced` tells
@@ -199,10 +205,15 @@ impl Watch {
 
     fn begin(&mut self, row: Row) {
         let pidfd = (self.room > 0).then(|| open(row.pid)).flatten();
+        let ring = self.ring.filter(|_| row.number != PROGRAM);
         let (state, image) = match look_up(row) {
             Seen::Gone => (State::Settled(None), None),
             Seen::Ended(Some(exit)) => (State::Settled(Some(exit)), None),
             Seen::Ended(None) => (State::Ended(pidfd, Instant::now()), None),
+            // It has called exec since.
+            Seen::Running(_) if ring.is_some_and(|ring| maps(row.pid, ring) == Some(false)) => {
+                (State::Replaced(None), None)
+            }
             Seen::Running(image) => (State::Running(pidfd), image),
         };
         self.room -= u64::from(state.has_fd());
@@ -393,6 +404,18 @@ fn look_up(row: Row) -> Seen {
     // Who may not see it sees 0 (proc_pid_stat(5)); the same right is needed for this link.
     let may_see = fs::read_link(format!("/proc/{pid}/ns/user")).is_ok();
     Seen::Ended(stat.exit_code.filter(|_| may_see).map(|code| exit(ExitStatus::from_raw(code))))
+}
+
+/// Whether a process has the ring's memory mapped; None if that can't be seen.
+fn maps(pid: u32, ring: u64) -> Option<bool> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    // None are shown of one that is about to end (proc_pid_maps(5)).
+    let is_rings = |line: &str| {
+        let mut fields = line.split_ascii_whitespace().skip(4);
+        fields.next() == Some(&ring.to_string())
+            && fields.next().is_some_and(|name| name.starts_with(RING))
+    };
+    (!maps.is_empty()).then(|| maps.lines().any(is_rings))
 }
 
 mod pidfd {
