@@ -19,6 +19,8 @@ compile_error!("C++ exceptions pass through these functions: build with panic = 
 
 mod calls;
 mod elf;
+mod environment;
+mod exec;
 mod hooks;
 mod inline;
 mod programs;
@@ -38,4 +40,10 @@ pub static SHIM_STAMP: [u8; STAMP.len()] = match STAMP.as_bytes().first_chunk() 
 
 #[used]
 #[unsafe(link_section = ".init_array")]
-static AT_LOAD: extern "C" fn() = session::remember_environment;
+static AT_LOAD: extern "C" fn() = at_load;
+
+/// Runs when the first library is loaded.
+extern "C" fn at_load() {
+    environment::copy();
+    exec::prepare();
+}
