@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 
 use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
 
@@ -64,6 +64,13 @@ static REPORT: Text<{ libc::PATH_MAX as usize + 32 }> = Text::new();
 /// `TTALLOC_FOLLOW=always`.
 const FOLLOW_ALWAYS: &CStr = c"TTALLOC_FOLLOW=always";
 
+/// The process's rank among those that were started with it; -1 if it has none.
+static RANK: AtomicI32 = AtomicI32::new(-1);
+/// The variables that tell it, as Open MPI, PMIx, MPICH, MVAPICH and Slurm have them: what is started by
+/// one inside another has its rank from the inner one.
+const RANK_VARIABLES: [&CStr; 5] =
+    [c"OMPI_COMM_WORLD_RANK", c"PMIX_RANK", c"PMI_RANK", c"MV2_COMM_WORLD_RANK", c"SLURM_PROCID"];
+
 /// Whether all of it was copied.
 static COPIED: AtomicBool = AtomicBool::new(false);
 /// Whether this library does nothing.
@@ -94,6 +101,8 @@ pub fn copy() {
     if let Some(value) = variable(REPORT_VARIABLE) {
         REPORT.write(&[REPORT_VARIABLE.to_bytes(), b"=", value]);
     }
+    let ranks = RANK_VARIABLES.into_iter().filter_map(variable);
+    RANK.store(ranks.filter_map(number).next().unwrap_or(-1), Ordering::Release);
     let always = variable(FOLLOW_VARIABLE) == Some(b"always") && !PRELOAD.get().is_empty();
     FOLLOWS_ALWAYS.store(always, Ordering::Release);
 }
@@ -112,6 +121,11 @@ fn variable(name: &CStr) -> Option<&'static [u8]> {
     // SAFETY: getenv returned it, and nothing changes the environment until it was copied.
     let value = (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) })?;
     Some(value.to_bytes()).filter(|value| !value.is_empty())
+}
+
+/// A number that is not negative.
+fn number(value: &[u8]) -> Option<i32> {
+    str::from_utf8(value).ok()?.parse().ok().filter(|&number| number >= 0)
 }
 
 /// Copies this library's own path, as it is now: the program may go to another folder.
@@ -161,6 +175,11 @@ pub fn engine() -> Engine {
     let name = ENGINE.after(ENGINE_VARIABLE.count_bytes() + 1).to_bytes();
     let mut all = Engine::ALL.into_iter();
     all.find(|engine| engine.name().as_bytes() == name).unwrap_or_default()
+}
+
+/// This process's rank among those that mpirun or Slurm started; -1 if it has none.
+pub fn rank() -> i32 {
+    RANK.load(Ordering::Acquire)
 }
 
 /// This library's own path; empty if it isn't known.

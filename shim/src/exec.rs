@@ -67,7 +67,9 @@ fn own_environment() -> Strings {
 hook! {
     unsafe fn execve(path: *const c_char, argv: Strings, envp: Strings) -> c_int => execve_hook {
         // SAFETY: the caller's arguments.
-        unsafe { with_environment(envp, |envp| real!(execve)(path, argv, envp)) }
+        let call = |envp| unsafe { real!(execve)(path, argv, envp) };
+        // SAFETY: as above.
+        unsafe { with_environment(envp, call) }
     }
 }
 
@@ -78,7 +80,9 @@ hook! {
             return unsafe { real!(execv)(path, argv) };
         }
         // SAFETY: as above; the function does this with the program's own environment.
-        unsafe { with_environment(own_environment(), |envp| real!(execve)(path, argv, envp)) }
+        let call = |envp| unsafe { real!(execve)(path, argv, envp) };
+        // SAFETY: as above.
+        unsafe { with_environment(own_environment(), call) }
     }
 }
 
@@ -89,21 +93,27 @@ hook! {
             return unsafe { real!(execvp)(file, argv) };
         }
         // SAFETY: as above. Both search the PATH of the program's own environment.
-        unsafe { with_environment(own_environment(), |envp| real!(execvpe)(file, argv, envp)) }
+        let call = |envp| unsafe { real!(execvpe)(file, argv, envp) };
+        // SAFETY: as above.
+        unsafe { with_environment(own_environment(), call) }
     }
 }
 
 hook! {
     unsafe fn execvpe(file: *const c_char, argv: Strings, envp: Strings) -> c_int => execvpe_hook {
         // SAFETY: the caller's arguments.
-        unsafe { with_environment(envp, |envp| real!(execvpe)(file, argv, envp)) }
+        let call = |envp| unsafe { real!(execvpe)(file, argv, envp) };
+        // SAFETY: as above.
+        unsafe { with_environment(envp, call) }
     }
 }
 
 hook! {
     unsafe fn fexecve(fd: c_int, argv: Strings, envp: Strings) -> c_int => fexecve_hook {
         // SAFETY: the caller's arguments.
-        unsafe { with_environment(envp, |envp| real!(fexecve)(fd, argv, envp)) }
+        let call = |envp| unsafe { real!(fexecve)(fd, argv, envp) };
+        // SAFETY: as above.
+        unsafe { with_environment(envp, call) }
     }
 }
 
@@ -113,11 +123,11 @@ hook! {
     ) -> c_int => execveat_hook {
         // Not the real function, which glibc has since 2.34 only, and which is this system call.
         // SAFETY: the caller's arguments.
-        unsafe {
-            with_environment(envp, |envp| {
-                libc::syscall(libc::SYS_execveat, folder, path, argv, envp, flags) as c_int
-            })
-        }
+        let call = |envp: Strings| unsafe {
+            libc::syscall(libc::SYS_execveat, folder, path, argv, envp, flags) as c_int
+        };
+        // SAFETY: as above.
+        unsafe { with_environment(envp, call) }
     }
 }
 
@@ -127,11 +137,11 @@ hook! {
         attributes: *const c_void, argv: Strings, envp: Strings
     ) -> c_int => posix_spawn_hook {
         // SAFETY: the caller's arguments.
-        unsafe {
-            with_environment(envp, |envp| {
-                real!(posix_spawn)(pid, path, actions, attributes, argv, envp)
-            })
-        }
+        let call = |envp| unsafe {
+            real!(posix_spawn)(pid, path, actions, attributes, argv, envp)
+        };
+        // SAFETY: as above.
+        unsafe { with_environment(envp, call) }
     }
 }
 
@@ -141,11 +151,11 @@ hook! {
         attributes: *const c_void, argv: Strings, envp: Strings
     ) -> c_int => posix_spawnp_hook {
         // SAFETY: the caller's arguments.
-        unsafe {
-            with_environment(envp, |envp| {
-                real!(posix_spawnp)(pid, file, actions, attributes, argv, envp)
-            })
-        }
+        let call = |envp| unsafe {
+            real!(posix_spawnp)(pid, file, actions, attributes, argv, envp)
+        };
+        // SAFETY: as above.
+        unsafe { with_environment(envp, call) }
     }
 }
 
@@ -194,21 +204,29 @@ listed!(execlp, EXECLP, execlp_listed);
 listed!(execle, EXECLE, execle_listed);
 
 unsafe extern "C" fn execl_listed(path: *const c_char, first: Strings, rest: Strings) -> c_int {
+    // SAFETY: the caller's arguments.
+    let call = |argv| unsafe { execv_hook(path, argv) };
     // SAFETY: the parts of the caller's list.
-    unsafe { with_list(List { first, rest }, |argv| execv_hook(path, argv)) }
+    unsafe { with_list(List { first, rest }, call) }
 }
 
 unsafe extern "C" fn execlp_listed(file: *const c_char, first: Strings, rest: Strings) -> c_int {
-    // SAFETY: as above.
-    unsafe { with_list(List { first, rest }, |argv| execvp_hook(file, argv)) }
+    // SAFETY: the caller's arguments.
+    let call = |argv| unsafe { execvp_hook(file, argv) };
+    // SAFETY: the parts of the caller's list.
+    unsafe { with_list(List { first, rest }, call) }
 }
 
 unsafe extern "C" fn execle_listed(path: *const c_char, first: Strings, rest: Strings) -> c_int {
     let list = List { first, rest };
-    // SAFETY: as above. The environment follows the list's end.
-    let envp = unsafe { list.at(list.len() + 1) }.cast::<*const c_char>();
+    // SAFETY: the parts of the caller's list.
+    let count = unsafe { list.len() };
+    // SAFETY: the environment follows the list's end.
+    let envp = unsafe { list.at(count + 1) }.cast::<*const c_char>();
+    // SAFETY: the caller's arguments.
+    let call = |argv| unsafe { execve_hook(path, argv, envp) };
     // SAFETY: as above.
-    unsafe { with_list(list, |argv| execve_hook(path, argv, envp)) }
+    unsafe { with_list(list, call) }
 }
 
 /// Arguments as a C function with a variable number of them finds them, behind its first.
@@ -278,10 +296,12 @@ fn with_words<R>(
     count: usize,
     call: impl FnOnce(Option<&mut [MaybeUninit<*const c_char>]>) -> R,
 ) -> R {
-    match count {
-        0..=SMALL => on_stack::<SMALL, R>(count, call),
-        ..=LARGE => on_stack::<LARGE, R>(count, call),
-        _ => in_mapping(count, call),
+    if count <= SMALL {
+        on_stack::<SMALL, R>(count, call)
+    } else if count <= LARGE {
+        on_stack::<LARGE, R>(count, call)
+    } else {
+        in_mapping(count, call)
     }
 }
 
@@ -432,8 +452,9 @@ impl Given {
         let start = memory.as_mut_ptr().cast::<u8>();
         let mut at = 0;
         let mut write = |bytes: &[u8]| {
+            let to = start.wrapping_add(at);
             // SAFETY: inside `memory`, which has room for as many bytes as `preload_bytes` counts.
-            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), start.add(at), bytes.len()) };
+            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
             at += bytes.len();
         };
         write(own.to_bytes());

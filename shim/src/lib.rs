@@ -18,12 +18,17 @@
 compile_error!("C++ exceptions pass through these functions: build with panic = \"unwind\"");
 
 mod calls;
+mod collector;
+mod descriptors;
 mod elf;
 mod environment;
 mod exec;
 mod hooks;
 mod inline;
+mod notice;
+mod process;
 mod programs;
+mod reach;
 mod reconcile;
 mod runtime;
 mod session;
