@@ -1,18 +1,18 @@
 //! The way to a ring that a launcher has named: by its path in /proc, or where that leads elsewhere or
 //! nowhere, as in a container, by a socket of the ring's name, over which the launcher hands it.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use ttalloc_ring::ring::{AttachError, Producer};
+use ttalloc_ring::ring::{AttachError, Producer, parse_variable};
 
 use crate::descriptors::Low;
 
@@ -30,11 +30,7 @@ pub struct Name {
 impl Name {
     /// Reads a name; None if it is none.
     pub fn parse(name: &[u8]) -> Option<Name> {
-        let at = name.iter().rposition(|&byte| byte == b'@')?;
-        let (path, id) = (name.get(..at)?, name.get(at + 1..)?);
-        let id = str::from_utf8(id).ok().filter(|id| id.len() == 16 && !id.starts_with('+'))?;
-        let id = u64::from_str_radix(id, 16).ok()?;
-        let path = Path::new(OsStr::from_bytes(path));
+        let (path, id) = parse_variable(OsStr::from_bytes(name))?;
         path.is_absolute().then(|| Name { path: path.to_owned(), id })
     }
 }
@@ -66,7 +62,7 @@ pub fn ring(name: &Name) -> Result<Reached, Unreachable> {
         Err(why) => why,
     };
     match by_socket(name) {
-        Ok(Some((file, pid))) => match attach_file(file, name.id) {
+        Ok(Some((file, pid))) => match Producer::attach_file(file, name.id) {
             Ok(producer) => Ok(Reached { producer, pid: Some(pid) }),
             Err(why) => Err(unusable(&name.socket(), why)),
         },
@@ -86,7 +82,7 @@ fn by_path(name: &Name) -> Result<Producer, Unreachable> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
     let shown = name.path.display();
     match OpenOptions::new().read(true).write(true).custom_flags(flags).open(&name.path) {
-        Ok(file) => attach_file(file, name.id).map_err(|why| unusable(&shown, why)),
+        Ok(file) => Producer::attach_file(file, name.id).map_err(|why| unusable(&shown, why)),
         Err(why) if is_passing(&why) => Err(Unreachable::Passing),
         Err(why) if why.kind() == io::ErrorKind::PermissionDenied => Err(Unreachable::Refused(
             format!("{shown}, the launcher's ring, can't be opened: {why}; {AS_SAME_USER}"),
@@ -96,11 +92,6 @@ fn by_path(name: &Name) -> Result<Producer, Unreachable> {
 }
 
 const AS_SAME_USER: &str = "start it as the user who runs ttalloc-run";
-
-// TEMPORARY
-fn attach_file(file: File, _id: u64) -> Result<Producer, AttachError> {
-    Producer::attach(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
-}
 
 /// Why a ring is of no use that was found at `place`.
 fn unusable(place: &dyn std::fmt::Display, why: AttachError) -> Unreachable {
@@ -271,11 +262,6 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<(File, u32)>> {
     // SAFETY: the kernel has just made it for us.
     let file = unsafe { File::from_raw_fd(descriptor) };
     Ok((count == 4).then(|| (file, u32::from_le_bytes(bytes))))
-}
-
-/// The name that the environment, or a collector, gave.
-pub fn parse(name: &CStr) -> Option<Name> {
-    Name::parse(name.to_bytes())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! waits in any other case, and there is no lock that a signal handler, a fork or an exit could leave
 //! behind.
 
+use std::cell::Cell;
 use std::sync::atomic::{
     AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use ttalloc_ring::clock::now_ns;
 use ttalloc_ring::errno::KeepErrno;
 use ttalloc_ring::record::{self, Body, Head, MAX_BYTES};
-use ttalloc_ring::ring::Producer;
+use ttalloc_ring::ring::{Follow, Producer};
 use ttalloc_symbols::{SYMBOLS, SymbolSet};
 
 use crate::reach::{self, Name, Reached, Unreachable};
@@ -37,6 +38,11 @@ static MISSED: AtomicU64 = AtomicU64::new(0);
 /// The number plus one of this process, or of the nearest that it was forked from and that was
 /// announced; 0 if none was.
 static LINE: AtomicU32 = AtomicU32::new(0);
+
+thread_local! {
+    /// The ring's lane that this thread used last.
+    static LANE: Cell<u32> = const { Cell::new(0) };
+}
 
 /// What a process that uses tt-metal under a launcher has.
 struct Session {
@@ -173,7 +179,10 @@ impl Recorder {
         start.copy_from_slice(bytemuck::bytes_of(&head));
         rest[..size_of::<B>()].copy_from_slice(bytemuck::bytes_of(body));
         let words = &words[..(size_of::<Head>() + size_of::<B>()) / size_of::<u64>()];
-        if !self.session.producer.write(words, tail) && self.session.producer.is_closed() {
+        let producer = &self.session.producer;
+        if !LANE.with(|lane| producer.write(lane, self.process, words, tail))
+            && producer.is_closed()
+        {
             STATE.store(OFF, Ordering::Release);
         }
     }
@@ -312,7 +321,7 @@ fn is_thread(thread: i32) -> bool {
 /// Reaches the ring that a launcher has named, or that of a collector of our own.
 fn reach() -> Result<(Reached, Name), Unreachable> {
     let name = if environment::has_ring() {
-        reach::parse(environment::ring()).ok_or_else(|| {
+        Name::parse(environment::ring().to_bytes()).ok_or_else(|| {
             let what = "TTALLOC_RING does not name a launcher's ring";
             Unreachable::Refused(format!("{what}; unset it, or run it under ttalloc-run"))
         })?
@@ -360,7 +369,7 @@ fn announce(session: &'static Session) -> Option<u32> {
         return None;
     }
     let start_ticks = process::start_ticks();
-    let process = session.producer.new_process(pid);
+    let process = session.producer.new_process(pid, start_ticks);
     match number.compare_exchange(0, process + 1, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
         Err(other) => {
@@ -415,7 +424,16 @@ fn pid(session: &Session) -> u32 {
     }
 }
 
-// TEMPORARY
-fn is_followed(_: &Producer, _: u32) -> bool {
-    true
+/// Whether the process of that pid, this one, is to be tracked. Which one is, where only one is, the
+/// launcher knows as soon as it has started it.
+fn is_followed(producer: &Producer, pid: u32) -> bool {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match (producer.follow(), producer.only()) {
+            (Follow::None, 0) if Instant::now() < until => std::thread::sleep(LOOK / 10),
+            (Follow::None, only) if only != 0 => return only == pid,
+            _ => return true,
+        }
+    }
 }
