@@ -110,6 +110,11 @@ hook! {
 
 hook! {
     unsafe fn fexecve(fd: c_int, argv: Strings, envp: Strings) -> c_int => fexecve_hook {
+        if envp.is_null() {
+            // To glibc's function, unlike the others, that is an error.
+            // SAFETY: the caller's arguments.
+            return unsafe { real!(fexecve)(fd, argv, envp) };
+        }
         // SAFETY: the caller's arguments.
         let call = |envp| unsafe { real!(fexecve)(fd, argv, envp) };
         // SAFETY: as above.
