@@ -499,10 +499,18 @@ pub struct Refused {
 /// Who a process is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Its pid.
+    /// Its pid, as the launcher sees it.
     pub pid: u32,
-    /// Its parent's pid when it first used tt-metal.
+    /// Its pid as it sees it itself.
+    pub inner_pid: u32,
+    /// Its parent's pid when it first used tt-metal, as it sees it itself.
     pub parent_pid: u32,
+    /// The number of the process that it was forked from, if that one was tracked.
+    pub parent_process: Option<u32>,
+    /// When it was started, in clock ticks since the host's start; 0 if that is not known.
+    pub start_ticks: u64,
+    /// Its rank.
+    pub rank: Option<u32>,
     /// Its argument vector.
     pub argv: Vec<String>,
     /// Whether arguments are missing at the end, for want of room in the record.
@@ -622,7 +630,11 @@ impl Entry<'_> {
         let argv = argv.strip_suffix(b"\0").unwrap_or(argv);
         self.process.identity = Some(Identity {
             pid: body.pid,
+            inner_pid: body.pid,
             parent_pid: body.parent_pid,
+            parent_process: None,
+            start_ticks: 0,
+            rank: None,
             argv: argv.split(|&byte| byte == 0).map(text).collect(),
             argv_cut: body.argv_cut != 0,
             forked: body.forked != 0,

@@ -11,6 +11,7 @@ use crate::demo::{self, python};
 use crate::doctor::{Diagnosis, locate};
 use crate::facts::Facts;
 use crate::report::Report;
+use crate::run::name::literal;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
@@ -115,6 +116,7 @@ fn run_demo(chips: u32, arch: Arch, report: &Path) -> anyhow::Result<ExitCode> {
         .prefix("ttalloc-demo-")
         .tempdir()
         .context("a temporary folder can't be made")?;
+    let report = literal(&report);
     let options = ["--report".as_ref(), report.as_os_str()];
     let status = demo::run(&runtime, cluster, &ttalloc, folder.path(), &options)
         .context("ttalloc-run can't be run")?;
