@@ -630,11 +630,11 @@ impl Entry<'_> {
         let argv = argv.strip_suffix(b"\0").unwrap_or(argv);
         self.process.identity = Some(Identity {
             pid: body.pid,
-            inner_pid: body.pid,
+            inner_pid: body.inner_pid,
             parent_pid: body.parent_pid,
-            parent_process: None,
-            start_ticks: 0,
-            rank: None,
+            parent_process: body.parent_process.checked_sub(1),
+            start_ticks: body.start_ticks,
+            rank: u32::try_from(body.rank).ok(),
             argv: argv.split(|&byte| byte == 0).map(text).collect(),
             argv_cut: body.argv_cut != 0,
             forked: body.forked != 0,
@@ -1527,7 +1527,7 @@ mod tests {
     #[test]
     fn a_forked_childs_free_of_its_parents_buffer_is_no_mystery() {
         let mut story = Story::default();
-        let body = record::Process { pid: 2, parent_pid: 1, forked: 1, argv_cut: 0 };
+        let body = record::Process { pid: 2, parent_pid: 1, forked: 1, ..bytemuck::Zeroable::zeroed() };
         story.tell(&body, b"python3\0");
         story.free(ALLOCATOR, 1, 0);
         assert_eq!(story.ledger.anomalies.inherited_frees, 1);
@@ -2034,7 +2034,7 @@ mod tests {
         story.enlist(PROGRAM, WORKLOAD, 0, 0);
         story.tell(&run(WORKLOAD, 0), b"");
         assert_eq!(story.ledger.anomalies.unattributed_runs, 2);
-        let child = record::Process { pid: 9, parent_pid: 1, forked: 1, argv_cut: 0 };
+        let child = record::Process { pid: 9, parent_pid: 1, forked: 1, ..bytemuck::Zeroable::zeroed() };
         story.tell(&child, b"child\0");
         story.run(0x99);
         assert_eq!(story.ledger.anomalies.inherited_runs, 1);
