@@ -1527,7 +1527,8 @@ mod tests {
     #[test]
     fn a_forked_childs_free_of_its_parents_buffer_is_no_mystery() {
         let mut story = Story::default();
-        let body = record::Process { pid: 2, parent_pid: 1, forked: 1, ..bytemuck::Zeroable::zeroed() };
+        let body =
+            record::Process { pid: 2, parent_pid: 1, forked: 1, ..bytemuck::Zeroable::zeroed() };
         story.tell(&body, b"python3\0");
         story.free(ALLOCATOR, 1, 0);
         assert_eq!(story.ledger.anomalies.inherited_frees, 1);
@@ -2034,7 +2035,8 @@ mod tests {
         story.enlist(PROGRAM, WORKLOAD, 0, 0);
         story.tell(&run(WORKLOAD, 0), b"");
         assert_eq!(story.ledger.anomalies.unattributed_runs, 2);
-        let child = record::Process { pid: 9, parent_pid: 1, forked: 1, ..bytemuck::Zeroable::zeroed() };
+        let child =
+            record::Process { pid: 9, parent_pid: 1, forked: 1, ..bytemuck::Zeroable::zeroed() };
         story.tell(&child, b"child\0");
         story.run(0x99);
         assert_eq!(story.ledger.anomalies.inherited_runs, 1);

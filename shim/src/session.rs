@@ -346,11 +346,25 @@ fn announce(session: &'static Session) -> u32 {
             argv.push(0);
         }
     }
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     let body = record::Process {
         pid,
+        inner_pid: pid,
         parent_pid: std::os::unix::process::parent_id(),
         forked: forked.into(),
+        start_ticks: after_name
+            .split(' ')
+            .nth(19)
+            .and_then(|ticks| ticks.parse().ok())
+            .unwrap_or(0),
+        parent_process: 0,
+        rank: std::env::var("OMPI_COMM_WORLD_RANK")
+            .ok()
+            .and_then(|rank| rank.parse().ok())
+            .unwrap_or(-1),
         argv_cut: cut.into(),
+        reserved: 0,
     };
     recorder.write_with_tail(&body, &argv);
 
