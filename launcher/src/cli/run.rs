@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::report::CrossCheckState;
-use crate::run::{self, DEFAULT_REPORT, Options, Outcome, Written};
+use crate::run::{self, Options, Outcome, Written, name};
 use crate::summary::{one_line, summary};
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
@@ -19,6 +19,7 @@ Examples:
   ttalloc-run ./matmul_multicore_reuse
   ttalloc-run python3 model.py --layers 2
   ttalloc-run --quiet --report runs/today.json python3 -m pytest tests
+  mpirun -np 4 ttalloc-run --report 'r-%r.json' ./prog && ttalloc merge r-*.json -o all.json
 
 Exit code: the program's own, or 128 and the number of the signal that ended it. 127 when the
 program isn't found, 126 when it can't be run, 125 when ttalloc-run itself fails; then a line on
@@ -52,8 +53,9 @@ struct Arguments {
     #[arg(short, long)]
     quiet: bool,
 
-    /// Write the JSON report to this file, or to standard output if it is "-" [default: TTALLOC_REPORT, or
-    /// ttalloc-report.json]
+    /// Write the JSON report to this file, or to standard output if it is "-". In its name, %p stands for
+    /// the program's pid, %h for the host's name, %r for the rank that mpirun or srun gave, %% for %
+    /// [default: TTALLOC_REPORT, or ttalloc-report.json; of one of several ranks ttalloc-report.%r.json]
     #[arg(short, long, value_name = "FILE")]
     report: Option<PathBuf>,
 
@@ -147,7 +149,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if is_answer { 0 } else { 125 });
         }
     };
-    let report = || arguments.report.unwrap_or_else(|| default_report(|| DEFAULT_REPORT.into()));
+    let report = || arguments.report.unwrap_or_else(|| default_report(name::default));
     let mut ring = RingOptions {
         on_full: match arguments.on_full {
             WhenFull::Wait => OnFull::Wait,

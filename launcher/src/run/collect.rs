@@ -14,7 +14,7 @@ use super::signals::Wishes;
 use super::snapshot::Snapshots;
 use super::subject::{Stage, Subject};
 use super::watch::{How, Watch};
-use super::{GRACE, Outcome, RunError, check_destination, no_ring, to_json};
+use super::{GRACE, Outcome, RunError, check_destination, name_of, no_ring, to_json};
 use crate::report::Exit;
 
 /// What to collect.
@@ -23,7 +23,7 @@ pub struct Collection {
     pub pid: u32,
     /// Where the ring's name goes.
     pub reply: OwnedFd,
-    /// Where the report goes.
+    /// Where the report goes, with the placeholders of [`super::name::Name`].
     pub report: PathBuf,
 }
 
@@ -37,7 +37,7 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
         "the program can't be found",
         "check that /proc is mounted and shows this user's processes",
     ))?;
-    let destination = check_destination(&report)?;
+    let destination = check_destination(&name_of(&report)?.path(pid))?;
     let mut keeper = Keeper::new(&RingOptions::default()).map_err(no_ring)?;
     keeper.watch.begin_with(pid, start_ticks);
     let answer = format!("{}\n", keeper.ring.variable());

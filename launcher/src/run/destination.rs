@@ -1,7 +1,7 @@
 //! Where the report goes: checked before the program starts, written when it is done.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,9 +11,6 @@ use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, CWD, linkat};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
-
-/// The report's default name, in the current folder.
-pub const DEFAULT: &str = "ttalloc-report.json";
 
 /// What the names of temporary files begin with.
 const PREFIX: &str = ".ttalloc-report-";
@@ -83,43 +80,65 @@ impl Destination {
 
     /// Writes the report.
     pub fn write(&self, report: &[u8]) -> io::Result<Written> {
+        self.write_by(|out| out.write_all(report))
+    }
+
+    /// Writes what `write` writes, or leaves what was there if that ends in an error.
+    pub fn write_by(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<Written> {
         match self {
             Destination::Stdout => {
                 let mut out = io::stdout().lock();
-                out.write_all(report)?;
+                write(&mut out)?;
                 out.flush()?;
                 Ok(Written::Nowhere)
             }
             Destination::Device(file) => {
-                (&*file).write_all(report)?;
+                write(&mut &*file)?;
                 Ok(Written::Nowhere)
             }
             Destination::File(path) => {
-                let existing = fs::metadata(path).ok();
-                let placed = match unnamed(path)? {
+                let file = match unnamed(path)? {
                     Some(mut file) => {
-                        file.write_all(report)?;
-                        keep_mode(&file, existing.as_ref())?;
-                        name(&file, path)
+                        write(&mut file)?;
+                        let existing = keep_mode(&file, path)?;
+                        if name(&file, path).is_ok() {
+                            return Ok(Written::to(path, existing));
+                        }
+                        // Not every file system gives names later.
+                        let mut copy = named(path)?;
+                        file.rewind()?;
+                        io::copy(&mut file, &mut copy)?;
+                        copy
                     }
-                    None => Err(io::ErrorKind::Unsupported.into()),
+                    None => {
+                        let mut file = named(path)?;
+                        write(&mut file)?;
+                        file
+                    }
                 };
-                if placed.is_err() {
-                    let mut file = named(path)?;
-                    file.write_all(report)?;
-                    keep_mode(file.as_file(), existing.as_ref())?;
-                    file.persist(path).map_err(|error| error.error)?;
-                }
-                let path = path.clone();
-                Ok(if existing.is_some() { Written::Replaced(path) } else { Written::New(path) })
+                let existing = keep_mode(file.as_file(), path)?;
+                file.persist(path).map_err(|error| error.error)?;
+                Ok(Written::to(path, existing))
             }
         }
     }
 }
 
-/// As if what is there had been written over.
-fn keep_mode(file: &File, existing: Option<&fs::Metadata>) -> io::Result<()> {
-    existing.map_or(Ok(()), |existing| file.set_permissions(existing.permissions()))
+impl Written {
+    fn to(path: &Path, existing: bool) -> Written {
+        if existing { Written::Replaced(path.to_owned()) } else { Written::New(path.to_owned()) }
+    }
+}
+
+/// Gives a file the mode of the one at `path`, if there is one, as if that had been written over. Returns
+/// whether there is.
+fn keep_mode(file: &File, path: &Path) -> io::Result<bool> {
+    let Ok(existing) = fs::metadata(path) else { return Ok(false) };
+    file.set_permissions(existing.permissions())?;
+    Ok(true)
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -130,7 +149,7 @@ fn folder_of(path: &Path) -> &Path {
 /// be killed, nothing is left of it. None where the file system has no such files.
 fn unnamed(path: &Path) -> io::Result<Option<File>> {
     let mut options = OpenOptions::new();
-    options.write(true).mode(0o666).custom_flags(libc::O_TMPFILE);
+    options.read(true).write(true).mode(0o666).custom_flags(libc::O_TMPFILE);
     match options.open(folder_of(path)) {
         Ok(file) => Ok(Some(file)),
         // Not supported, or not known (open(2)); or a folder that another file than ours shows better.

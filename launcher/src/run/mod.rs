@@ -3,11 +3,12 @@
 mod background;
 pub mod collect;
 pub mod counters;
-mod destination;
+pub mod destination;
 mod door;
 mod fork;
 mod keeper;
 mod memory;
+pub mod name;
 pub mod program;
 mod signals;
 mod snapshot;
@@ -28,6 +29,7 @@ use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
 
 use self::destination::Destination;
 use self::keeper::Keeper;
+use self::name::Name;
 use self::program::ProgramError;
 use self::signals::Signals;
 use self::snapshot::Snapshots;
@@ -35,7 +37,8 @@ use self::subject::{Stage, Subject};
 use crate::report::Report;
 use crate::shim::{self, ShimError};
 
-pub use self::destination::{DEFAULT as DEFAULT_REPORT, Written};
+pub use self::destination::Written;
+pub use self::name::DEFAULT as DEFAULT_REPORT;
 
 const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
 /// By which the preload library knows that it is to follow children whose environment was cleaned, too.
@@ -47,7 +50,7 @@ const GRACE: Duration = Duration::from_millis(100);
 pub struct Options<'a> {
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// Where the report goes (`-`: standard output); None for no report.
+    /// Where the report goes (`-`: standard output; [`Name`] has the placeholders); None for no report.
     pub report: Option<PathBuf>,
     /// Whether to compare with the counters that tt-metal keeps itself.
     pub cross_check: bool,
@@ -129,7 +132,9 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let program = options.command.first().map(OsString::as_os_str).unwrap_or_default();
     program::check(program)?;
     let library = shim::find()?;
-    let destination = options.report.as_deref().map(check_destination).transpose()?;
+    let name = options.report.as_deref().map(name_of).transpose()?;
+    // The pid is not known yet; but where a report of any pid can be written, so can this one.
+    let destination = name.as_ref().map(|name| check_destination(&name.path(0))).transpose()?;
     if options.snapshot_every.is_some() && !destination.as_ref().is_some_and(Destination::is_file) {
         return Err(RunError::Snapshots);
     }
@@ -144,11 +149,11 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     command
         .args(&options.command[1..])
         .env(PRELOAD_VARIABLE, preload(&library))
-        .env(name(RING_VARIABLE), keeper.ring.variable());
+        .env(text(RING_VARIABLE), keeper.ring.variable());
     match options.engine {
         // What the preload library does unasked.
-        Engine::Auto => command.env_remove(name(ENGINE_VARIABLE)),
-        engine => command.env(name(ENGINE_VARIABLE), engine.name()),
+        Engine::Auto => command.env_remove(text(ENGINE_VARIABLE)),
+        engine => command.env(text(ENGINE_VARIABLE), engine.name()),
     };
     match options.ring.follow {
         Follow::Always => command.env(FOLLOW_VARIABLE, "always"),
@@ -161,12 +166,21 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let child = command.spawn().map_err(|why| {
         ProgramError::Unrunnable(program.to_string_lossy().into_owned(), why.to_string())
     })?;
-    keeper.ring.set_only(child.id());
-    subject.is(child.id());
+    let pid = child.id();
+    keeper.ring.set_only(pid);
+    subject.is(pid);
+    let destination = match name {
+        Some(name) if name.has_pid() => {
+            let checked = Destination::check(&name.path(pid));
+            Some(checked.map_err(|why| io::Error::other(format!("{why:#}"))))
+        }
+        _ => destination.map(Ok),
+    };
+    let place = destination.as_ref().and_then(|destination| destination.as_ref().ok());
     let mut snapshots = Snapshots::new(options.snapshot_every);
     let snapshot = |snapshots: &mut Snapshots, keeper: &Keeper| {
         let report = || to_json(&subject.report(keeper, Stage::Snapshot));
-        if let Err(why) = snapshots.tend(destination.as_ref(), report) {
+        if let Err(why) = snapshots.tend(place, report) {
             (options.tell)(&format!("no snapshot was written: {why}; the run goes on"));
         }
     };
@@ -184,7 +198,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     snapshots.finish();
     let code = code(status);
     if !running.is_empty()
-        && let Some(place) = destination.as_ref().filter(|one| one.is_file())
+        && let Some(place) = place.filter(|place| place.is_file())
     {
         match background::follow(&mut keeper, &subject, place, &mut snapshots, &inherited) {
             Ok(follower) => {
@@ -200,7 +214,9 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     keeper.finish();
     let report = subject.report(&keeper, Stage::Last(&running));
     let written = match destination {
-        Some(destination) => to_json(&report).and_then(|json| destination.write(&json)),
+        Some(destination) => {
+            destination.and_then(|destination| destination.write(&to_json(&report)?))
+        }
         None => Ok(Written::Nowhere),
     };
     Ok(Outcome { report, code, written, running, follower: None })
@@ -236,9 +252,13 @@ fn no_ring(why: io::Error) -> RunError {
     }
 }
 
-/// The name of an environment variable.
-fn name(variable: &CStr) -> &OsStr {
+/// The name of an environment variable, as the standard library takes it.
+fn text(variable: &CStr) -> &OsStr {
     OsStr::from_bytes(variable.to_bytes())
+}
+
+fn name_of(path: &Path) -> Result<Name, RunError> {
+    Name::new(path).map_err(|why| RunError::Report { path: path.to_owned(), why: why.to_string() })
 }
 
 fn check_destination(path: &Path) -> Result<Destination, RunError> {
