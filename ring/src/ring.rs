@@ -1,7 +1,7 @@
 //! The ring: records from any number of threads and processes to one launcher, through a sealed memfd.
 //!
 //! The memory is a header and lanes, whose protocol is [`crate::lane`]'s. A producer that finds no room
-//! waits, if the launcher said so, as long as the launcher lives ([`crate::life`]).
+//! waits, if the launcher said so, as long as the launcher lives (`life`, `room`).
 //!
 //! Every access to the shared memory is atomic, and the consumer copies before it looks: what another
 //! process writes at the wrong moment gives a bad record, not undefined behaviour.
@@ -22,9 +22,10 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use crate::VERSION;
 use crate::errno::KeepErrno;
-use crate::lane::{self, Lane, Memory, Reader, Refused};
-use crate::life::{self, Life, Room};
+use crate::lane::{Lane, Memory, Reader, Refused, Writer};
+use crate::life::{self, Life};
 use crate::record::MAX_BYTES;
+use crate::room::Room;
 
 pub use crate::lane::Held;
 
@@ -217,7 +218,7 @@ impl Memory for Shared {
     }
 
     fn freed(&self) {
-        self.header().room.0.tell();
+        self.header().room.0.tell(life::wake);
     }
 }
 
@@ -364,7 +365,7 @@ impl Consumer {
     pub fn close(&self) {
         let header = self.shared.header();
         header.rare.0.closed.store(1, Ordering::Release);
-        header.room.0.tell();
+        header.room.0.tell(life::wake);
     }
 
     /// How many records producers could not deliver.
@@ -429,7 +430,7 @@ impl Consumer {
         // Release pairs with the acquire in `Shared::life`.
         header.rare.0.keeper.store(keeper, Ordering::Release);
         // Who waits has to wait for the new life's end from now on.
-        header.room.0.wake();
+        header.room.0.wake(life::wake);
         Ok(())
     }
 }
@@ -615,7 +616,7 @@ impl Producer {
         if lane_hint.get() == 0 {
             self.give_lane(lane_hint);
         }
-        match lane::write(&self.shared, lane_hint, process, head, tail) {
+        match Writer::new(process).write(&self.shared, lane_hint, head, tail) {
             Ok(()) => true,
             Err(why) => self.write_later(why, lane_hint, process, head, tail),
         }
@@ -662,19 +663,19 @@ impl Producer {
             } else {
                 ticket = Some(header.room.0.announce());
             }
-            match lane::write(&self.shared, hint, process, head, tail) {
+            match Writer::new(process).write(&self.shared, hint, head, tail) {
                 Ok(()) => return true,
                 Err(why) => refused = why,
             }
             if self.is_closed() {
                 // The kernel wakes only one of those who wait.
-                header.room.0.wake();
+                header.room.0.wake(life::wake);
                 self.count_dropped(1);
                 return false;
             }
             if let (Some(ticket), Refused::NoRoom { held }) = (ticket, refused) {
                 let limit = held.then_some(HELD_LIMIT);
-                header.room.0.wait(ticket, self.shared.life(), limit);
+                life::wait(&header.room.0, ticket, self.shared.life(), limit);
             }
         }
     }
@@ -717,7 +718,9 @@ mod tests {
     /// Writes until there is no room; how often.
     fn fill(producer: &Producer) -> usize {
         let hint = Cell::new(0);
-        (0..).take_while(|_| lane::write(&producer.shared, &hint, 0, &[], b"full").is_ok()).count()
+        (0..)
+            .take_while(|_| Writer::new(0).write(&producer.shared, &hint, &[], b"full").is_ok())
+            .count()
     }
 
     #[test]
