@@ -496,14 +496,16 @@ impl Reader {
         // one, the lane is seen held from here on, or the record.
         let order = memory.order().load(Ordering::Acquire);
         let is_due = order > self.next || self.fronts.iter().any(|&front| front != EMPTY);
-        let (mut found, mut held, mut freed) = (false, false, false);
+        let (mut found, mut held, mut given_up, mut freed) = (false, false, false, false);
         for index in 0..self.places.len() {
             let lane = memory.lane(index);
             // Acquire pairs with the commit's release: the words up to the position are there.
             let state = State(lane.state.load(Ordering::Acquire));
             let place = &mut self.places[index];
             place.state = state.0;
-            if state.0 != place.given_up {
+            if state.owner() != 0 && state.0 == place.given_up {
+                given_up = true;
+            } else {
                 place.given_up = 0;
                 held |= state.owner() != 0;
             }
@@ -550,7 +552,8 @@ impl Reader {
         let lost = self.next - before;
         let explained = lost.min(self.missing);
         self.missing -= explained;
-        self.spoiled += u64::from(lost > explained);
+        // Who was given up may have the number, and be late with it.
+        self.spoiled += u64::from(lost > explained && !given_up);
         found
     }
 
