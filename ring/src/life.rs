@@ -220,3 +220,94 @@ pub fn wake(word: &AtomicU32) {
     // SAFETY: a word that stays mapped, and how many to wake; shared between processes, as above.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Instant;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn room() -> &'static Room {
+        // SAFETY: any bytes are valid for its atomics.
+        Box::leak(unsafe { Box::<Room>::new_zeroed().assume_init() })
+    }
+
+    fn word() -> &'static AtomicU32 {
+        Box::leak(Box::new(AtomicU32::new(0)))
+    }
+
+    /// A thread that keeps a word until it is told to end, and ends as if it were killed.
+    fn keeper(word: &'static AtomicU32) -> (mpsc::Sender<()>, thread::JoinHandle<()>) {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let (begun, has_begun) = mpsc::channel();
+        let keeper = thread::spawn(move || {
+            // SAFETY: the word was leaked.
+            std::mem::forget(unsafe { Life::begin(word) }.unwrap());
+            begun.send(()).unwrap();
+            stopped.recv().unwrap_err();
+        });
+        has_begun.recv().unwrap();
+        (stop, keeper)
+    }
+
+    #[test]
+    fn a_life_is_over_when_its_thread_ends_or_drops_it() {
+        let word = word();
+        assert!(is_over(word));
+        let (stop, keeper) = keeper(word);
+        assert!(!is_over(word));
+        drop(stop);
+        keeper.join().unwrap();
+        assert!(is_over(word));
+        // SAFETY: the word was leaked.
+        let life = unsafe { Life::begin(word) }.unwrap();
+        assert!(!is_over(word));
+        drop(life);
+        assert!(is_over(word));
+    }
+
+    /// Without a look in between: both are waited for at once, for a minute if nothing happens.
+    #[test]
+    fn who_waits_is_woken_by_either() {
+        for by_room in [true, false] {
+            let (room, word) = (room(), word());
+            let (stop, _keeper) = keeper(word);
+            let ticket = room.announce();
+            let waiting = thread::spawn(move || {
+                let begun = Instant::now();
+                wait_for_both(room, ticket, word, Some(LONG)).map(|()| begun.elapsed())
+            });
+            thread::sleep(Duration::from_millis(50));
+            let has_waited = !waiting.is_finished();
+            if by_room {
+                room.tell(wake);
+            } else {
+                drop(stop);
+            }
+            match waiting.join().unwrap() {
+                Ok(time) => assert!(has_waited && time < LONG / 2, "{time:?}"),
+                // A kernel that can't says so at once, and `wait` goes the other way.
+                Err(why) => {
+                    let why = why.raw_os_error();
+                    assert!(matches!(why, Some(libc::ENOSYS | libc::EPERM)), "{why:?}");
+                    continue;
+                }
+            }
+            assert_eq!(is_over(word), !by_room);
+        }
+    }
+
+    #[test]
+    fn where_both_can_not_be_waited_for_one_looks_again_soon() {
+        let room = room();
+        let ticket = room.announce();
+        let begun = Instant::now();
+        wait_for_room(room, ticket, LOOK_EVERY);
+        assert!(begun.elapsed() < LONG / 2);
+        room.tell(wake);
+        wait_for_room(room, ticket, LONG.min(Duration::from_millis(999)));
+    }
+}
