@@ -231,6 +231,28 @@ void cleaned(const std::string& way) {
     wait_for(child);
 }
 
+// Threads begin with the runtime all at once, each with a device of its own.
+void together() {
+    constexpr int THREADS = 8;
+    std::atomic<int> ready{0};
+    std::vector<std::thread> all;
+    for (int thread = 0; thread < THREADS; ++thread) {
+        all.emplace_back([&] {
+            ++ready;
+            while (ready < THREADS) {
+            }
+            auto own = distributed::MeshDevice::create({0, 1});
+            for (int one = 0; one < 100; ++one) {
+                distributed::MeshBuffer::create(own, 2048, 2048, BufferType::DRAM);
+            }
+        });
+    }
+    for (std::thread& thread : all) {
+        thread.join();
+    }
+    say("used " + std::to_string(getpid()));
+}
+
 void daemon() {
     use();
     int ready[2];
@@ -269,6 +291,8 @@ int main(int argc, char** argv) {
         char* arguments[] = {name, next, nullptr};
         execv("/proc/self/exe", arguments);
         check(false, "it can go on as another program");
+    } else if (word == "together") {
+        together();
     } else if (word == "daemon") {
         daemon();
     } else {
