@@ -79,9 +79,10 @@ std::string sight() {
     closedir(folder);
     std::ifstream status("/proc/self/status");
     for (std::string line; std::getline(status, line);) {
-        if (line.rfind("Sig", 0) == 0 || line.rfind("Shd", 0) == 0 || line.rfind("Threads", 0) == 0 ||
-            line.rfind("PPid", 0) == 0) {
-            all << line << '\n';
+        for (const char* name : {"SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "Threads", "PPid"}) {
+            if (line.rfind(name, 0) == 0) {
+                all << line << '\n';
+            }
         }
     }
     all << "session " << getsid(0) << " group " << getpgid(0) << " mask " << umask(022) << '\n';

@@ -35,6 +35,13 @@ fn compiled(name: &str) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
+/// Copies a file by another process: where this one had it open for writing, a fork on another thread
+/// could keep it open, and it could not be run.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "cp {} {}", from.display(), to.display());
+}
+
 /// `program`, with nothing of ttalloc in its environment.
 fn bare(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -225,7 +232,7 @@ impl ByHand {
     fn new() -> ByHand {
         let folder = tempfile::tempdir().unwrap();
         let ring = Consumer::create(&RingOptions::default()).unwrap();
-        fs::copy(&programs().shim, folder.path().join("libttalloc_shim.so")).unwrap();
+        copy(&programs().shim, &folder.path().join("libttalloc_shim.so"));
         let by_hand = ByHand { folder, ring };
         let answer = format!("echo '{}' >&3", by_hand.ring.variable());
         by_hand.collector(&format!(
@@ -239,8 +246,10 @@ impl ByHand {
     fn collector(&self, script: &str) {
         let log = self.path("log");
         let script = format!("#!/bin/sh\n{}\n", script.replace("LOG", log.to_str().unwrap()));
-        fs::write(self.path("ttalloc"), script).unwrap();
-        fs::set_permissions(self.path("ttalloc"), fs::Permissions::from_mode(0o755)).unwrap();
+        let draft = self.path("draft");
+        fs::write(&draft, script).unwrap();
+        fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
+        copy(&draft, &self.path("ttalloc"));
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -363,9 +372,12 @@ fn without_a_collector_the_program_runs_untracked_and_says_why_once() {
         why(&|by_hand| by_hand.collector("echo nonsense >&3")),
         "its collector answered what makes no sense; install the library and ttalloc from one build"
     );
-    let write = |by_hand: &ByHand, bytes: &[u8]| fs::write(by_hand.path("ttalloc"), bytes).unwrap();
+    let broken = |by_hand: &ByHand| {
+        fs::write(by_hand.path("draft"), b"\x7fELF").unwrap();
+        copy(&by_hand.path("draft"), &by_hand.path("ttalloc"));
+    };
     assert_eq!(
-        why(&|by_hand| write(by_hand, b"\x7fELF")),
+        why(&broken),
         format!("{start}can't be started: Exec format error (os error 8); {advice}")
     );
     let missing = format!(
@@ -544,13 +556,13 @@ fn another_users_ring_is_out_of_reach() {
     let folder = tempfile::tempdir().unwrap();
     // Where anybody may read it.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let copy = |path: &Path| {
+    let copied = |path: &Path| {
         let to = folder.path().join(path.file_name().unwrap());
-        fs::copy(path, &to).unwrap();
+        copy(path, &to);
         to
     };
-    let (program, shim) = (copy(&standin()), copy(&programs().shim));
-    copy(&standin().with_file_name("libtt_metal.so"));
+    let (program, shim) = (copied(&standin()), copied(&programs().shim));
+    copied(&standin().with_file_name("libtt_metal.so"));
     let mut command = bare(&program);
     command.arg("leaf").env("LD_PRELOAD", &shim).env("TTALLOC_RING", ring.variable());
     let output = command.uid(65534).gid(65534).current_dir("/").output().unwrap();
