@@ -96,6 +96,7 @@ fn check(path: &Path, hosts: usize, buffers: usize, of_programs: usize) {
 /// Runs a command to its end. Returns how many seconds it took, and how many bytes it had resident at most.
 fn measured(command: &mut Command) -> (f64, u64) {
     let started = Instant::now();
+    #[expect(clippy::zombie_processes, reason = "wait4 waits for it")]
     let child = command.spawn().unwrap();
     let mut status = 0;
     // SAFETY: all zeroes is a value of this struct of integers.
