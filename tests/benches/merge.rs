@@ -57,6 +57,17 @@ fn main() {
         megabytes(peak)
     );
     check(&folder.path().join("all.json"), hosts, buffers, of_programs);
+    let report = serde_json::to_value(report(0, buffers, of_programs)).unwrap();
+    for (what, list) in [
+        ("chip", "devices"),
+        ("live buffer", "live_buffers"),
+        ("program", "programs"),
+        ("process", "processes"),
+    ] {
+        let (bytes, count) =
+            (report[list].to_string().len(), report[list].as_array().unwrap().len());
+        println!("  of that a {what}: {:.2} kB", bytes as f64 / count as f64 / 1e3);
+    }
 
     let packed = Command::new("gzip").args(["-k", "all.json"]).current_dir(folder.path()).status();
     if packed.is_ok_and(|status| status.success()) {
