@@ -174,7 +174,7 @@ fn run_collect(pid: u32, reply: RawFd) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(reply > 2 && is_open, "--reply {reply} is no descriptor that was handed over");
     // SAFETY: it is open, was handed over for this, and nothing of this program has opened it.
     let reply = unsafe { OwnedFd::from_raw_fd(reply) };
-    let report = cli::run::default_report(|| format!("ttalloc-report.{pid}.json").into());
+    let report = cli::run::named_report();
     collect::collect(Collection { pid, reply, report }, |outcome| {
         cli::run::tell_outcome(outcome, false);
     })?;
