@@ -11,23 +11,25 @@ use std::path::{Path, PathBuf};
 use ttalloc_ring::ring::RingOptions;
 
 use super::background::{forget_streams, keep_until, tend};
+use super::destination::Destination;
 use super::keeper::Keeper;
+use super::name::Name;
 use super::signals::Wishes;
 use super::snapshot::Snapshots;
 use super::subject::{Stage, Subject};
 use super::watch::{How, Watch};
-use super::{GRACE, Outcome, RunError, check_destination, name_of, no_ring, to_json};
+use super::{GRACE, Outcome, RunError, no_ring, to_json};
 use crate::report::{Exit, Report};
 
 /// How many programs of one process get names of their own.
 const MOST_NAMES: u32 = 100;
 
 /// What to collect.
-pub struct Collection {
+pub struct Collection<'a> {
     /// The program's pid.
     pub pid: u32,
-    /// Where the ring's name goes.
-    pub reply: OwnedFd,
+    /// Where the ring's name goes. It stays open if there is none, so that this can be told first.
+    pub reply: &'a mut Option<OwnedFd>,
     /// Where the report goes, with the placeholders of [`super::name::Name`]; None for a name of its own.
     pub report: Option<PathBuf>,
 }
@@ -43,19 +45,21 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
         "check that /proc is mounted and shows this user's processes",
     ))?;
     let (path, _name) = match report {
-        Some(report) => (name_of(&report)?.path(pid), None),
+        Some(report) => {
+            let name = Name::new(&report).map_err(|why| unnamed(report, why.to_string()))?;
+            (name.path(pid), None)
+        }
         None => own_name(pid, start_ticks),
     };
-    let destination = check_destination(&path)?;
+    let destination = Destination::check(&path).map_err(|why| unnamed(path, format!("{why:#}")))?;
     let mut keeper = Keeper::new(&RingOptions::default()).map_err(no_ring)?;
     keeper.watch.begin_with(pid, start_ticks);
     let answer = format!("{}\n", keeper.ring.variable());
-    let mut reply = File::from(reply);
-    reply.write_all(answer.as_bytes()).map_err(system(
-        "the program does not wait for an answer any more",
-        "nothing: it runs untracked",
-    ))?;
-    drop(reply);
+    let Some(reply) = reply.take() else { return Ok(()) };
+    if File::from(reply).write_all(answer.as_bytes()).is_err() {
+        // It waits no longer, and has said so.
+        return Ok(());
+    }
 
     let mut snapshots = Snapshots::new(None);
     let has_ended = |watch: &Watch| watch.program() != How::Running;
@@ -99,6 +103,10 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
         told(&Outcome { report, code: 0, written, running, follower: None });
     }
     Ok(())
+}
+
+fn unnamed(path: PathBuf, why: String) -> RunError {
+    RunError::NamedReport { path, why }
 }
 
 /// A name for the report, in the current folder, and what keeps it from others while this process lives. A
