@@ -3,9 +3,9 @@
 //! Nothing here waits for another thread, and nothing runs before tt-metal is called, so there is no
 //! lock that a signal handler, a fork or an exit could leave behind.
 
+use std::cell::Cell;
 use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ttalloc_ring::clock::now_ns;
@@ -19,7 +19,7 @@ use crate::inline;
 use crate::reconcile::Watch;
 use crate::runtime::{MOST_BUILD_ID, Runtime};
 
-/// The ring's path, copied when this library is loaded: the program may change its environment.
+/// The variable that names the ring, copied when this library is loaded: the program may change its environment.
 static RING_PATH: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
 /// The engine, copied with it: its place in [`Engine::ALL`].
 static ENGINE: AtomicU8 = AtomicU8::new(0);
@@ -35,6 +35,11 @@ static SESSION: AtomicPtr<Session> = AtomicPtr::new(std::ptr::null_mut());
 static MISSED: AtomicU64 = AtomicU64::new(0);
 /// Whether this process or one that it was forked from was announced.
 static ANNOUNCED: AtomicU8 = AtomicU8::new(0);
+
+thread_local! {
+    /// The ring's lane that this thread used last.
+    static LANE: Cell<u32> = const { Cell::new(0) };
+}
 
 /// What a process that uses tt-metal under a launcher has.
 struct Session {
@@ -89,7 +94,7 @@ pub extern "C" fn remember_environment() {
     }
     if let Some(value) = variable(RING_VARIABLE) {
         let value = value.to_bytes_with_nul();
-        // A path that is too long is none of ours; left empty, it leads nowhere.
+        // A value that is too long is none of ours; left empty, it leads nowhere.
         if value.len() <= RING_PATH.len() {
             for (to, from) in RING_PATH.iter().zip(value) {
                 to.store(*from, Ordering::Relaxed);
@@ -202,7 +207,10 @@ impl Recorder {
         start.copy_from_slice(bytemuck::bytes_of(&head));
         rest[..size_of::<B>()].copy_from_slice(bytemuck::bytes_of(body));
         let words = &words[..(size_of::<Head>() + size_of::<B>()) / size_of::<u64>()];
-        if !self.session.producer.write(words, tail) && self.session.producer.is_closed() {
+        let producer = &self.session.producer;
+        if !LANE.with(|lane| producer.write(lane, self.process, words, tail))
+            && producer.is_closed()
+        {
             STATE.store(OFF, Ordering::Release);
         }
     }
@@ -275,10 +283,7 @@ fn attach() -> Result<Producer, AttachError> {
         .map(|byte| byte.load(Ordering::Relaxed))
         .take_while(|&byte| byte != 0)
         .collect();
-    if path.is_empty() {
-        return Err(AttachError::Foreign);
-    }
-    Producer::attach(Path::new(OsStr::from_bytes(&path)))
+    Producer::attach(OsStr::from_bytes(&path))
 }
 
 /// Whether an error may be gone at the next try.
@@ -321,7 +326,7 @@ fn per_process() -> Option<&'static PerProcess> {
 fn announce(session: &'static Session) -> u32 {
     let _errno = KeepErrno::new();
     let pid = visible_pid();
-    let process = session.producer.new_process(pid);
+    let process = session.producer.new_process(pid, 0);
     let number = &session.own.number;
     match number.compare_exchange(0, process + 1, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}

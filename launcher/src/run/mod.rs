@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ttalloc_ring::clock::now_ns;
-use ttalloc_ring::ring::{Consumer, DEFAULT_SLOTS};
+use ttalloc_ring::ring::{Consumer, RingOptions};
 use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
 
 use self::destination::Destination;
@@ -33,7 +33,7 @@ const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
 /// How long to wait for records: from the first, at the start and when many are coming, to the last.
 const IDLE: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(10)];
 /// Many records at once: with as many again in the same time, the ring would still be far from full.
-const BUSY: usize = DEFAULT_SLOTS / 16;
+const BUSY: usize = 1 << 13;
 /// How long a record may stay half-written before its writer's life is looked into.
 const STALL: Duration = Duration::from_millis(500);
 /// How long to wait for what can only be an error.
@@ -119,7 +119,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         why,
         advice: "raise the limit of open files (ulimit -n)",
     })?;
-    let ring = Consumer::create(DEFAULT_SLOTS).map_err(|why| RunError::System {
+    let ring = Consumer::create(&RingOptions::default()).map_err(|why| RunError::System {
         what: "the shared memory for events can't be made",
         why,
         advice: "free some memory (it takes 9 MiB), or raise the limits of this session",
@@ -131,7 +131,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     command
         .args(&options.command[1..])
         .env(PRELOAD_VARIABLE, preload(&library))
-        .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.path());
+        .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.variable());
     let variable = OsStr::new(ENGINE_VARIABLE.to_str().unwrap_or_default());
     match options.engine {
         // What the preload library does unasked.
@@ -243,20 +243,20 @@ impl Session {
         // The program's own records are all there. Whoever else is writing one has a little time.
         self.ring.close();
         let closed = Instant::now();
-        while self.drain() > 0 || self.ring.is_stalled() {
+        while self.drain() > 0 || self.ring.is_waiting() {
             match closed.elapsed() {
                 // A writer that doesn't stop is none of ours.
                 time if time > PATIENCE => {
                     self.ring.abandon();
                     break;
                 }
-                time if time > STALL => self.ring.skip_torn(),
-                _ if self.ring.is_stalled() => thread::sleep(IDLE[0]),
+                time if time > STALL => self.give_up(),
+                _ if self.ring.is_waiting() => thread::sleep(IDLE[0]),
                 _ => {}
             }
         }
         let mut running: Vec<_> =
-            self.ring.pids().filter(|&pid| pid != first && is_alive(pid)).collect();
+            self.pids().filter(|&pid| pid != first && is_alive(pid)).collect();
         running.sort_unstable();
         running.dedup();
         running
@@ -267,24 +267,43 @@ impl Session {
         self.ring.drain(BATCH, |record| ledger.enter(record))
     }
 
-    /// Passes a record that has been half-written for long, once the ring is full behind it: until then
-    /// it costs nothing to wait for its writer. As far as can be told, the writer is dead if any process
-    /// is, or if one has called exec, which ends its threads; and no writer needs [`PATIENCE`].
+    /// Goes on without a record that has been half-written for long. As far as can be told, its writer is
+    /// dead if any process is, or if one has called exec, which ends its threads; and no writer needs
+    /// [`PATIENCE`].
     fn pass_torn(&mut self) {
-        if !self.ring.is_stalled() || !self.ring.is_full() {
+        if !self.ring.is_waiting() {
             self.stalled = None;
             return;
         }
         let time = self.stalled.get_or_insert_with(Instant::now).elapsed();
         if time > PATIENCE || time > STALL && self.has_lost_writers() {
-            self.ring.skip_torn();
+            self.give_up();
             self.stalled = None;
         }
     }
 
+    /// Frees the lanes of processes that are gone, and goes on without what the others are writing.
+    fn give_up(&mut self) {
+        let gone: Vec<u32> = self
+            .ring
+            .processes()
+            .filter(|&(_, pid, _)| !is_alive(pid))
+            .map(|(number, ..)| number)
+            .collect();
+        let held: Vec<_> = self.ring.held().filter(|held| gone.contains(&held.process)).collect();
+        held.iter().for_each(|held| self.ring.recover(held.lane));
+        if held.is_empty() {
+            self.ring.pass();
+        }
+    }
+
+    fn pids(&self) -> impl Iterator<Item = u32> {
+        self.ring.processes().map(|(_, pid, _)| pid)
+    }
+
     /// Whether some process has ended since it came to the ring, or its program has, by exec.
     fn has_lost_writers(&self) -> bool {
-        let mut pids: Vec<_> = self.ring.pids().collect();
+        let mut pids: Vec<_> = self.pids().collect();
         let count = pids.len();
         pids.sort_unstable();
         pids.dedup();
