@@ -305,7 +305,7 @@ mod tests {
 
         /// A process that holds so many bytes of DRAM on these chips, and has freed some L1.
         fn process(mut self, process: u32, pid: u32, chips: &[i32], bytes: u64) -> Story {
-            let body = record::Process { pid, parent_pid: 1, forked: 0, argv_cut: 0 };
+            let body = record::Process { pid, parent_pid: 1, ..bytemuck::Zeroable::zeroed() };
             self.tell(process, &body, b"python3\0");
             let body = record::Device {
                 device: MESH,
