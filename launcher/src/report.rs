@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use ttalloc_ring::record::{self as ring, Refusal};
 use ttalloc_symbols::{Era, ROLES, SYMBOLS, Use};
 
+use crate::host::{self, Rank};
 use crate::ledger::{self, Ledger, MemoryType, Process as Books, Totals, Usage};
 use crate::programs::{self, BufferKind};
 
@@ -34,8 +35,18 @@ pub struct Report {
     pub started: String,
     /// How long it ran.
     pub duration_ns: u64,
-    /// How it ended.
+    /// How it ended. Of several reports that were merged: the first end that was not with code 0, if any.
     pub exit: Exit,
+    /// The host's name (`uname -n`); empty if it is not known, or if reports of several were merged.
+    #[serde(default)]
+    pub host: String,
+    /// The rank that the launcher was started as; null if it was none, or if reports of several were
+    /// merged.
+    #[serde(default)]
+    pub rank: Option<u32>,
+    /// The reports that were merged into this one, in the order of their processes; empty if none were.
+    #[serde(default)]
+    pub sources: Vec<Source>,
     /// Whether the figures can be relied on.
     pub integrity: Integrity,
     /// The program's process, and every process below it that used tt-metal.
@@ -63,6 +74,29 @@ pub struct Report {
     /// How many more there were.
     #[serde(default)]
     pub further_failures: u64,
+}
+
+/// A report that was merged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Source {
+    /// Its file, as it was named.
+    pub file: String,
+    /// Its host's name.
+    pub host: String,
+    /// The rank that its launcher was started as; null if it was none.
+    pub rank: Option<u32>,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// When the program was started, as RFC 3339 in UTC, by its host's clock.
+    pub started: String,
+    /// How long it ran.
+    pub duration_ns: u64,
+    /// How it ended.
+    pub exit: Exit,
+    /// Whether nothing is known to be missing in it.
+    pub complete: bool,
+    /// How many of `processes` are its own. They follow those of the sources before it.
+    pub processes: u64,
 }
 
 /// How a process ended.
@@ -123,10 +157,32 @@ pub struct Integrity {
 /// One process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Process {
-    /// Its pid.
+    /// Its number: its place in `processes`, by which the other lists name it.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid, as the launcher sees it.
     pub pid: u32,
-    /// Its parent's pid.
+    /// Its pid as it sees it itself: another one if it is in a pid namespace of its own.
+    #[serde(default)]
+    pub inner_pid: u32,
+    /// Its parent's pid, as the process itself sees it.
     pub parent_pid: u32,
+    /// The number of the process that it was forked from, if that one is listed too; else null.
+    #[serde(default)]
+    pub parent_process: Option<u64>,
+    /// Whether it was forked from a process that was tracked, and has called no exec since.
+    #[serde(default)]
+    pub forked: bool,
+    /// When it was started, in clock ticks since the host's start, as /proc has it: what tells it from
+    /// others with its pid. 0 if it is not known.
+    #[serde(default)]
+    pub start_ticks: u64,
+    /// Its rank, from the environment that MPI or Slurm gave it; null if it has none.
+    #[serde(default)]
+    pub rank: Option<u32>,
+    /// The name of the host it ran on; empty if it is not known.
+    #[serde(default)]
+    pub host: String,
     /// Its argument vector.
     pub argv: Vec<String>,
     /// Whether the last arguments are left out, because they are longer than 8 KB together.
@@ -209,7 +265,10 @@ pub struct Refused {
 /// A mesh that was opened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Mesh {
-    /// The process that opened it.
+    /// The number of the process that opened it.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// tt-metal's id of it, counted by the process.
     pub mesh: i32,
@@ -220,7 +279,10 @@ pub struct Mesh {
 /// A chip that a process opened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Device {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// The chip's id.
     pub chip: i32,
@@ -314,7 +376,10 @@ pub struct Reserved {
 /// A program that ran, or several that are the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Program {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// tt-metal's id of it (of the first, if several), as its messages have it; null if not known.
     pub id: Option<u64>,
@@ -359,7 +424,10 @@ pub struct CircularBuffer {
 /// A trace that was captured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trace {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// tt-metal's id of it.
     pub id: u32,
@@ -384,7 +452,10 @@ pub struct Trace {
 /// Two allocations that had the same memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Overlap {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// The chips on which they met.
     pub chips: Vec<i32>,
@@ -505,7 +576,10 @@ pub struct Peak {
 /// A buffer that was still allocated when its process ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LiveBuffer {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// The chips it occupies, at the same address on each.
     pub chips: Vec<i32>,
@@ -566,6 +640,9 @@ impl Report {
             started: run.started.to_string(),
             duration_ns: run.duration_ns,
             exit: run.exit.clone(),
+            host: host::name(),
+            rank: Rank::of_this_process().map(|rank| rank.rank),
+            sources: Vec::new(),
             integrity: integrity(run, ledger),
             processes: processes(run, ledger, calls),
             meshes: Vec::new(),
@@ -574,19 +651,20 @@ impl Report {
             programs: Vec::new(),
             traces: Vec::new(),
             overlaps: Vec::new(),
-            failures: reconcile::failures(ledger, since_start),
+            failures: reconcile::failures(run, ledger, since_start),
             further_failures: ledger.reconciliation.further_failures,
         };
         let peak = |usage: &Usage| Peak { totals: usage.peak, time_ns: since_start(usage.peak_ns) };
-        for books in ledger.processes.values() {
+        for ((_, process), books) in process_places(run, ledger).zip(ledger.processes.values()) {
             let pid = pid_of(books);
             let mut places = BTreeMap::new();
             for (numbers, program) in books.programs.all() {
                 let place = report.programs.len() as u64;
                 places.extend(numbers.into_iter().map(|number| (number, place)));
-                report.programs.push(Program::new(pid, &program, since_start));
+                report.programs.push(Program::new(process, pid, &program, since_start));
             }
             report.traces.extend(books.programs.traces.iter().map(|trace| Trace {
+                process,
                 pid,
                 id: trace.id,
                 mesh: trace.mesh,
@@ -605,6 +683,7 @@ impl Report {
                     bytes_per_bank: one.bytes_per_bank,
                 });
                 Overlap {
+                    process,
                     pid,
                     chips: overlap.chips.clone(),
                     kind: overlap.kind,
@@ -614,6 +693,7 @@ impl Report {
                 }
             }));
             report.meshes.extend(books.meshes.iter().map(|mesh| Mesh {
+                process,
                 pid,
                 mesh: mesh.id,
                 chips: mesh.chips.clone(),
@@ -658,6 +738,7 @@ impl Report {
                     })
                 });
                 report.devices.push(Device {
+                    process,
                     pid,
                     chip: id,
                     arch: arch_name(chip.arch),
@@ -668,6 +749,7 @@ impl Report {
                 });
             }
             report.live_buffers.extend(books.live().map(|(chips, one)| LiveBuffer {
+                process,
                 pid,
                 chips: chips.to_vec(),
                 kind: one.kind,
@@ -681,7 +763,7 @@ impl Report {
             }));
         }
         report.live_buffers.sort_by(|a, b| {
-            let key = |one: &LiveBuffer| (one.pid, one.kind, one.address, one.allocated_ns);
+            let key = |one: &LiveBuffer| (one.process, one.kind, one.address, one.allocated_ns);
             key(a).cmp(&key(b)).then_with(|| a.chips.cmp(&b.chips))
         });
         report
@@ -703,9 +785,15 @@ impl Report {
 }
 
 impl Program {
-    fn new(pid: u32, program: &programs::Program, since_start: impl Fn(u64) -> u64) -> Program {
+    fn new(
+        process: u64,
+        pid: u32,
+        program: &programs::Program,
+        since_start: impl Fn(u64) -> u64,
+    ) -> Program {
         let time = |time_ns: u64| if time_ns == 0 { 0 } else { since_start(time_ns) };
         Program {
+            process,
             pid,
             id: program.id,
             kernels: program.kernels.clone(),
@@ -772,7 +860,20 @@ fn reserved(chip: &ledger::Chip) -> Option<Reserved> {
     })
 }
 
+/// The place in `processes` of each process, by its number in the books.
+fn process_places(run: &Run, ledger: &Ledger) -> impl Iterator<Item = (u32, u64)> {
+    // Where nothing was heard of the program's own process, it is put before the others.
+    let first = u64::from(!ledger.processes.values().any(|books| is_of(run.pid, books)));
+    ledger.processes.keys().copied().zip(first..)
+}
+
+fn is_of(pid: u32, books: &Books) -> bool {
+    books.identity.as_ref().is_some_and(|identity| identity.pid == pid)
+}
+
 fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>) -> Vec<Process> {
+    let host = host::name();
+    let places: BTreeMap<_, _> = process_places(run, ledger).collect();
     let mut processes: Vec<Process> = Vec::new();
     // exec keeps the pid: only the last program of the first process has the run's exit.
     let last_of_pid: BTreeMap<u32, u32> = ledger
@@ -785,8 +886,16 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
         let pid = identity.map_or(0, |identity| identity.pid);
         let is_first = pid == run.pid && last_of_pid.get(&pid) == Some(&number);
         processes.push(Process {
+            process: places.get(&number).copied().unwrap_or_default(),
             pid,
+            inner_pid: identity.map_or(0, |identity| identity.inner_pid),
             parent_pid: identity.map_or(0, |identity| identity.parent_pid),
+            parent_process: identity
+                .and_then(|identity| places.get(&identity.parent_process?).copied()),
+            forked: identity.is_some_and(|identity| identity.forked),
+            start_ticks: identity.map_or(0, |identity| identity.start_ticks),
+            rank: identity.and_then(|identity| identity.rank),
+            host: host.clone(),
             argv: identity.map_or_else(Vec::new, |identity| identity.argv.clone()),
             argv_cut: identity.is_some_and(|identity| identity.argv_cut),
             exit: is_first.then(|| run.exit.clone()),
@@ -805,8 +914,16 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
     }
     if !last_of_pid.contains_key(&run.pid) {
         let first = Process {
+            process: 0,
             pid: run.pid,
+            inner_pid: run.pid,
             parent_pid: std::process::id(),
+            parent_process: None,
+            forked: false,
+            start_ticks: 0,
+            // It has the launcher's environment.
+            rank: Rank::of_this_process().map(|rank| rank.rank),
+            host,
             argv: run.command.clone(),
             argv_cut: false,
             exit: Some(run.exit.clone()),
@@ -966,7 +1083,7 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         .collect();
     problems.extend(lacking);
     let reconciled =
-        reconcile::reconciled(ledger, |time_ns| time_ns.saturating_sub(run.started_ns));
+        reconcile::reconciled(run, ledger, |time_ns| time_ns.saturating_sub(run.started_ns));
     problems.extend(reconciled.problem());
     for pid in &run.still_running {
         problems.push(format!("process {pid} was still running when the program had ended"));

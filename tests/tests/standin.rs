@@ -993,7 +993,10 @@ fn books_of(report: &Report, pid: u32) -> Value {
         let mut entries = report[field].as_array().unwrap().clone();
         entries.retain(|entry| entry["pid"] == pid);
         for entry in &mut entries {
-            entry.as_object_mut().unwrap().retain(|key, _| key != "pid" && key != other);
+            entry
+                .as_object_mut()
+                .unwrap()
+                .retain(|key, _| !["pid", "process", other].contains(&key.as_str()));
         }
         entries
     };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::report::CrossCheckState;
-use crate::run::{self, DEFAULT_REPORT, Options, Written};
+use crate::run::{self, Options, Written, name};
 use crate::summary::{one_line, summary};
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -17,6 +17,7 @@ Examples:
   ttalloc-run ./matmul_multicore_reuse
   ttalloc-run python3 model.py --layers 2
   ttalloc-run --quiet --report runs/today.json python3 -m pytest tests
+  mpirun -np 4 ttalloc-run --report 'r-%r.json' ./prog && ttalloc merge r-*.json -o all.json
 
 Exit code: the program's own, or 128 and the number of the signal that ended it. 127 when the
 program isn't found, 126 when it can't be run, 125 when ttalloc-run itself fails; then a line on
@@ -40,9 +41,11 @@ struct Arguments {
     #[arg(short, long)]
     quiet: bool,
 
-    /// Write the JSON report to this file, or to standard output if it is "-"
-    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_REPORT)]
-    report: PathBuf,
+    /// Write the JSON report to this file, or to standard output if it is "-". In its name, %p stands for
+    /// the program's pid, %h for the host's name, %r for the rank that mpirun or srun gave, %% for %
+    /// [default: ttalloc-report.json; of one of several ranks ttalloc-report.%r.json]
+    #[arg(short, long, value_name = "FILE")]
+    report: Option<PathBuf>,
 
     /// Write no report
     #[arg(long, conflicts_with = "report")]
@@ -82,7 +85,7 @@ pub fn main() -> ExitCode {
     };
     let options = Options {
         command: arguments.command,
-        report: (!arguments.no_report).then_some(arguments.report),
+        report: (!arguments.no_report).then(|| arguments.report.unwrap_or_else(name::default)),
         cross_check: arguments.cross_check,
         engine: arguments.engine,
     };

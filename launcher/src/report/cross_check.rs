@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Run;
+use super::{Run, process_places};
 use crate::ledger::{Ledger, MemoryType, Process as Books};
 use crate::run::counters::{Counters, Region};
 
@@ -52,7 +52,10 @@ pub enum CrossCheckState {
 /// A counter that says something else than the books.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CounterDifference {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// The chips that the counter is of: one, unless the runtime can't tell some apart.
     pub chips: Vec<i32>,
@@ -74,8 +77,8 @@ impl CrossCheck {
     /// are those from before the program started.
     pub fn new(before: &Counters, after: &Counters, run: &Run, ledger: &Ledger) -> CrossCheck {
         let mut check = CrossCheck::unavailable(Vec::new());
-        for (&number, books) in &ledger.processes {
-            check.add(number, books, &Context { before, after, run, ledger });
+        for ((_, process), (&number, books)) in process_places(run, ledger).zip(&ledger.processes) {
+            check.add(process, number, books, &Context { before, after, run, ledger });
         }
         if check.compared == 0 && check.reasons.is_empty() {
             check.reasons.push("no process allocated any memory that could be counted".to_owned());
@@ -127,7 +130,7 @@ impl CrossCheck {
         sentences
     }
 
-    fn add(&mut self, number: u32, books: &Books, context: &Context) {
+    fn add(&mut self, process: u64, number: u32, books: &Books, context: &Context) {
         let Some(identity) = &books.identity else { return };
         let pid = identity.pid;
         if context.is_replaced(number, pid) {
@@ -188,6 +191,7 @@ impl CrossCheck {
                         reasons.push(generic(bytes, counter_bytes).to_owned());
                     }
                     self.differences.push(CounterDifference {
+                        process,
                         pid,
                         chips: chips.clone(),
                         kind,

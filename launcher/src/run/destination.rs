@@ -8,9 +8,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use tempfile::NamedTempFile;
 
-/// The report's default name, in the current folder.
-pub const DEFAULT: &str = "ttalloc-report.json";
-
 /// A place for the report.
 #[derive(Debug)]
 pub enum Destination {
@@ -69,20 +66,28 @@ impl Destination {
 
     /// Writes the report.
     pub fn write(&self, report: &[u8]) -> io::Result<Written> {
+        self.write_by(|out| out.write_all(report))
+    }
+
+    /// Writes what `write` writes, or leaves what was there if that ends in an error.
+    pub fn write_by(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<Written> {
         match self {
             Destination::Stdout => {
                 let mut out = io::stdout().lock();
-                out.write_all(report)?;
+                write(&mut out)?;
                 out.flush()?;
                 Ok(Written::Nowhere)
             }
             Destination::Device(file) => {
-                (&*file).write_all(report)?;
+                write(&mut &*file)?;
                 Ok(Written::Nowhere)
             }
             Destination::File(path) => {
                 let mut file = Self::beside(path)?;
-                file.write_all(report)?;
+                write(&mut file)?;
                 let existing = fs::metadata(path).ok();
                 if let Some(existing) = &existing {
                     // As if it had been written over.

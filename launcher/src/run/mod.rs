@@ -1,7 +1,8 @@
 //! Running a program under the preload library: from its start to the report.
 
 pub mod counters;
-mod destination;
+pub mod destination;
+pub mod name;
 pub mod program;
 mod signals;
 
@@ -21,13 +22,15 @@ use ttalloc_ring::ring::{Consumer, RingOptions};
 use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
 
 use self::destination::Destination;
+use self::name::Name;
 use self::program::ProgramError;
 use self::signals::Signals;
 use crate::ledger::Ledger;
 use crate::report::{CrossCheck, Exit, Report, Run};
 use crate::shim::{self, ShimError};
 
-pub use self::destination::{DEFAULT as DEFAULT_REPORT, Written};
+pub use self::destination::Written;
+pub use self::name::DEFAULT as DEFAULT_REPORT;
 
 const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
 /// How long to wait for records: from the first, at the start and when many are coming, to the last.
@@ -46,7 +49,7 @@ const BATCH: usize = 1 << 16;
 pub struct Options {
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// Where the report goes (`-`: standard output); None for no report.
+    /// Where the report goes (`-`: standard output; [`Name`] has the placeholders); None for no report.
     pub report: Option<PathBuf>,
     /// Whether to compare with the counters that tt-metal keeps itself.
     pub cross_check: bool,
@@ -112,7 +115,9 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let program = options.command.first().map(OsString::as_os_str).unwrap_or_default();
     program::check(program)?;
     let library = shim::find()?;
-    let destination = options.report.as_deref().map(check_destination).transpose()?;
+    let name = options.report.as_deref().map(name_of).transpose()?;
+    // The pid is not known yet; but where a report of any pid can be written, so can this one.
+    let destination = name.as_ref().map(|name| check_destination(&name.path(0))).transpose()?;
     // Before the ring is made, which may be too large a file for this session.
     let signals = Signals::take().map_err(|why| RunError::System {
         what: "signals can't be taken",
@@ -144,6 +149,13 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         ProgramError::Unrunnable(program.to_string_lossy().into_owned(), why.to_string())
     })?;
     let pid = child.id();
+    let destination = match name {
+        Some(name) if name.has_pid() => {
+            let checked = Destination::check(&name.path(pid));
+            Some(checked.map_err(|why| io::Error::other(format!("{why:#}"))))
+        }
+        _ => destination.map(Ok),
+    };
     let mut session = Session { ring, ledger: Ledger::default(), stalled: None };
     let status = session.follow(child, signals).map_err(|why| RunError::System {
         what: "the program can't be waited for",
@@ -172,7 +184,9 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         Err(why) => CrossCheck::unavailable(vec![cannot_be_read(&why)]),
     });
     let written = match destination {
-        Some(destination) => to_json(&report).and_then(|json| destination.write(&json)),
+        Some(destination) => {
+            destination.and_then(|destination| destination.write(&to_json(&report)?))
+        }
         None => Ok(Written::Nowhere),
     };
     Ok(Outcome { report, code: code(status), written })
@@ -180,6 +194,10 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
 
 fn cannot_be_read(why: &io::Error) -> String {
     format!("{} can't be read: {why}; mount it as tmpfs, as tt-metal needs it", counters::FOLDER)
+}
+
+fn name_of(path: &Path) -> Result<Name, RunError> {
+    Name::new(path).map_err(|why| RunError::Report { path: path.to_owned(), why: why.to_string() })
 }
 
 fn check_destination(path: &Path) -> Result<Destination, RunError> {
