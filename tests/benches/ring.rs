@@ -56,11 +56,11 @@ fn main() {
     println!(
         "\na record, {WORK} ns of other work between two: nanoseconds in the median (99 of 100)"
     );
-    table("threads", true, in_threads);
-    table("processes", true, in_processes);
+    table(["thread", "threads"], true, in_threads);
+    table(["process", "processes"], true, in_processes);
     stamped();
     println!("\nwithout a pause: millions a second in all");
-    table("threads", false, in_threads);
+    table(["thread", "threads"], false, in_threads);
     println!("\ninto the ledger, {LIVE} live buffers: millions of records a second");
     for chips in [1, 8, 32] {
         println!(
@@ -207,7 +207,7 @@ fn with_record<T>(
     then: impl FnOnce(&[u64]) -> T,
 ) -> T {
     let address = producer << 40 | (number / 2) << 12;
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         with_words(process, time_ns, &allocate(address), then)
     } else {
         with_words(process, time_ns, &free(address), then)
@@ -346,14 +346,12 @@ fn in_threads(transport: Transport, producers: u64, pauses: bool) -> io::Result<
     let variable = receiver.variable();
     let begun = Instant::now();
     let mut files = files.into_iter();
+    let ring = match transport {
+        Transport::Ring => Some(Producer::attach(&variable).expect("a ring that was just made")),
+        _ => None,
+    };
+    let ring = ring.as_ref();
     thread::scope(|scope| {
-        let ring = match transport {
-            Transport::Ring => {
-                Some(Producer::attach(&variable).expect("a ring that was just made"))
-            }
-            _ => None,
-        };
-        let ring = ring.as_ref();
         let threads: Vec<_> = (0..producers)
             .map(|producer| {
                 let file = files.next();
@@ -435,8 +433,9 @@ fn child(words: &[String]) {
 
 type Run = fn(Transport, u64, bool) -> io::Result<Sent>;
 
-fn table(what: &str, pauses: bool, run: Run) {
+fn table([one, many]: [&str; 2], pauses: bool, run: Run) {
     for producers in [1, 2, 4, 8] {
+        let what = if producers == 1 { one } else { many };
         let mut line = format!("{producers} {what}:");
         let mut medians = Vec::new();
         for transport in TRANSPORTS {
@@ -517,7 +516,7 @@ fn steady(number: u64, then: impl FnOnce(&[u64])) {
     let address = |buffer: u64| (buffer % (2 * LIVE)) << 12;
     if number < LIVE {
         with_words(0, number, &allocate(address(number)), then);
-    } else if number % 2 == 0 {
+    } else if number.is_multiple_of(2) {
         with_words(0, number, &allocate(address(LIVE + (number - LIVE) / 2)), then);
     } else {
         with_words(0, number, &free(address((number - LIVE) / 2)), then);
