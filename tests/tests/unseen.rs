@@ -6,6 +6,8 @@
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use ttalloc::report::{Exit, Report};
@@ -13,13 +15,20 @@ use ttalloc_symbols::Era;
 use ttalloc_tests::standin::{Compiler, Standin};
 use ttalloc_tests::{programs, read_report};
 
+/// How long a collector may take to write its report, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What the program ends with.
 const EXIT_CODE: i32 = 9;
 
 type Case = fn(&Path);
 
-const CASES: &[(&str, Case)] =
-    &[("under_the_launcher", under_the_launcher), ("patched", patched), ("by_sh", by_sh)];
+const CASES: &[(&str, Case)] = &[
+    ("under_the_launcher", under_the_launcher),
+    ("patched", patched),
+    ("followed_always", followed_always),
+    ("by_sh", by_sh),
+    ("by_hand", by_hand),
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -136,6 +145,29 @@ fn under_the_launcher(program: &Path) {
 
 fn patched(program: &Path) {
     assert_tracked(&Place::new().under_launcher(&["--engine=inline"], &[program]));
+}
+
+fn followed_always(program: &Path) {
+    assert_tracked(&Place::new().under_launcher(&["--follow=always"], &[program]));
+}
+
+/// Without a launcher: the collector that the library starts is not to be seen either. It prints its
+/// summary when the program is gone.
+fn by_hand(program: &Path) {
+    let place = Place::new();
+    let report = place.folder.path().join("report.json");
+    let mut seen = place.run(&[program], |command| {
+        command.env("LD_PRELOAD", &programs().shim).env("TTALLOC_REPORT", &report);
+    });
+    let begun = Instant::now();
+    while !report.exists() {
+        assert!(begun.elapsed() < PATIENCE, "there is no report: {}", seen.errors);
+        thread::sleep(Duration::from_millis(5));
+    }
+    // The collector may have begun to print.
+    seen.errors.clear();
+    place.compare(&[program], &seen);
+    assert_tracked(&place.report());
 }
 
 /// As a child of what the launcher starts.
