@@ -224,6 +224,10 @@ fn check(report: &Report) -> Result<(), String> {
         .chain(report.overlaps.iter().map(|one| one.process))
         .chain(report.failures.iter().map(|one| one.process))
         .chain(report.processes.iter().filter_map(|one| one.parent_process))
+        .chain(report.processes.iter().filter_map(|one| match one.exit {
+            Some(Exit::Exec(by)) => by,
+            _ => None,
+        }))
         .chain(reconciled.differences.iter().map(|one| one.process))
         .chain(check.flat_map(|check| &check.differences).map(|one| one.process));
     if let Some(number) = numbers.find(|&number| number >= processes) {
@@ -267,6 +271,7 @@ impl All {
                 started: start.to_string(),
                 duration_ns: 0,
                 exit: Exit::Code(0),
+                snapshot: false,
                 host: String::new(),
                 rank: None,
                 sources: Vec::new(),
@@ -274,6 +279,7 @@ impl All {
                     events: 0,
                     dropped: 0,
                     torn: 0,
+                    late: 0,
                     bad_records: 0,
                     unknown_frees: 0,
                     inherited_frees: 0,
@@ -314,6 +320,7 @@ impl All {
             started,
             duration_ns,
             exit,
+            snapshot,
             host,
             rank,
             sources,
@@ -369,8 +376,12 @@ impl All {
             });
         }
 
+        all.snapshot |= snapshot;
         for process in &mut processes {
             moved.number(&mut process.process);
+            if let Some(Exit::Exec(Some(by))) = &mut process.exit {
+                moved.number(by);
+            }
             process.parent_process.iter_mut().for_each(|parent| moved.number(parent));
         }
         for mesh in &mut meshes {
@@ -433,6 +444,7 @@ impl All {
             events,
             dropped,
             torn,
+            late,
             bad_records,
             unknown_frees,
             inherited_frees,
@@ -452,6 +464,7 @@ impl All {
             (&mut all.events, events),
             (&mut all.dropped, dropped),
             (&mut all.torn, torn),
+            (&mut all.late, late),
             (&mut all.bad_records, bad_records),
             (&mut all.unknown_frees, unknown_frees),
             (&mut all.inherited_frees, inherited_frees),
@@ -877,6 +890,7 @@ mod tests {
             report["integrity"]["reconciled"]["differences"][0]["process"] = u64::MAX.into();
         });
         assert!(error.contains("refers to process number"), "{error}");
+        refused(|report| report["processes"][0]["exit"] = serde_json::json!({"exec": 1}));
         let error = refused(|report| report["processes"][0]["parent_process"] = 1.into());
         assert!(error.contains("refers to process number"), "{error}");
         let error = refused(|report| report["processes"][0]["process"] = 1.into());

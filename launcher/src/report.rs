@@ -13,6 +13,7 @@ use ttalloc_symbols::{Era, ROLES, SYMBOLS, Use};
 use crate::host::{self, Rank};
 use crate::ledger::{self, Ledger, MemoryType, Process as Books, Totals, Usage};
 use crate::programs::{self, BufferKind};
+use crate::run::watch::{End, How};
 
 pub use self::cross_check::{CounterDifference, CrossCheck, CrossCheckState};
 pub use self::reconcile::{Difference, FailedAllocation, Occasion, Reconciled};
@@ -37,6 +38,10 @@ pub struct Report {
     pub duration_ns: u64,
     /// How it ended. Of several reports that were merged: the first end that was not with code 0, if any.
     pub exit: Exit,
+    /// Whether processes were still to be followed when this was written, so that a later report takes its
+    /// place: all figures are as of then.
+    #[serde(default)]
+    pub snapshot: bool,
     /// The host's name (`uname -n`); empty if it is not known, or if reports of several were merged.
     #[serde(default)]
     pub host: String,
@@ -107,6 +112,13 @@ pub enum Exit {
     Code(i32),
     /// It was ended by this signal, for example `SIGKILL`.
     Signal(String),
+    /// It called exec, which ended its program but not the process. The program that took its place has this
+    /// number in `processes`; null if that one did not use tt-metal.
+    Exec(Option<u64>),
+    /// It had not ended when the report was written. Always true.
+    Running(bool),
+    /// It ended, and how can't be known. Always true.
+    Unknown(bool),
 }
 
 /// Whether the figures can be relied on.
@@ -118,6 +130,9 @@ pub struct Integrity {
     pub dropped: u64,
     /// Records that were begun and never finished, since their writer died or called exec.
     pub torn: u64,
+    /// Records that came so late that they could not be entered in their order any more.
+    #[serde(default)]
+    pub late: u64,
     /// Records that made no sense.
     pub bad_records: u64,
     /// Frees of memory that was not known to be allocated.
@@ -187,8 +202,13 @@ pub struct Process {
     pub argv: Vec<String>,
     /// Whether the last arguments are left out, because they are longer than 8 KB together.
     pub argv_cut: bool,
-    /// How it ended; null where the launcher is not its parent and can't know.
+    /// How it ended; null where that can't be known, since the launcher is not its parent and the kernel
+    /// doesn't tell.
     pub exit: Option<Exit>,
+    /// If it was ended by SIGKILL, and the kernel killed processes for want of memory meanwhile: what the
+    /// kernel counted. It is likely, then, that this was one of them.
+    #[serde(default)]
+    pub out_of_memory: Option<String>,
     /// The runtime it called; null if it called none.
     pub runtime: Option<Runtime>,
 }
@@ -620,11 +640,21 @@ pub struct Run {
     pub pid: u32,
     /// How it ended.
     pub exit: Exit,
+    /// What speaks for the kernel's having killed it for want of memory.
+    pub out_of_memory: Option<String>,
+    /// Whether this is not the last report.
+    pub snapshot: bool,
     /// Records lost on the way.
     pub dropped: u64,
     /// Records begun and never finished.
     pub torn: u64,
-    /// Tracked processes that went on after the program.
+    /// Records that came out of their order.
+    pub late: u64,
+    /// Records of the ring that made no sense.
+    pub spoiled: u64,
+    /// How the processes ended, by their number in the ring.
+    pub ends: BTreeMap<u32, End>,
+    /// Tracked processes that went on after the program, and are not followed.
     pub still_running: Vec<u32>,
 }
 
@@ -640,6 +670,7 @@ impl Report {
             started: run.started.to_string(),
             duration_ns: run.duration_ns,
             exit: run.exit.clone(),
+            snapshot: run.snapshot,
             host: host::name(),
             rank: Rank::of_this_process().map(|rank| rank.rank),
             sources: Vec::new(),
@@ -885,6 +916,15 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
         let identity = books.identity.as_ref();
         let pid = identity.map_or(0, |identity| identity.pid);
         let is_first = pid == run.pid && last_of_pid.get(&pid) == Some(&number);
+        let end = run.ends.get(&number);
+        let exit = match end.map(|end| &end.how) {
+            Some(How::Exited(exit)) => Some(exit.clone()),
+            Some(How::Running) => Some(Exit::Running(true)),
+            Some(How::Replaced(by)) => {
+                Some(Exit::Exec(by.as_ref().and_then(|by| places.get(by).copied())))
+            }
+            Some(How::Unknown) | None => is_first.then(|| run.exit.clone()),
+        };
         processes.push(Process {
             process: places.get(&number).copied().unwrap_or_default(),
             pid,
@@ -898,7 +938,10 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
             host: host.clone(),
             argv: identity.map_or_else(Vec::new, |identity| identity.argv.clone()),
             argv_cut: identity.is_some_and(|identity| identity.argv_cut),
-            exit: is_first.then(|| run.exit.clone()),
+            exit: exit.filter(|exit| *exit != Exit::Unknown(true)),
+            out_of_memory: end
+                .and_then(|end| end.out_of_memory.clone())
+                .or_else(|| run.out_of_memory.clone().filter(|_| is_first)),
             runtime: books.runtime.as_ref().map(|runtime| {
                 let era = runtime.era;
                 Runtime {
@@ -926,7 +969,8 @@ fn processes(run: &Run, ledger: &Ledger, calls: impl Fn(u32) -> Option<Vec<u64>>
             host,
             argv: run.command.clone(),
             argv_cut: false,
-            exit: Some(run.exit.clone()),
+            exit: Some(run.exit.clone()).filter(|exit| *exit != Exit::Unknown(true)),
+            out_of_memory: run.out_of_memory.clone(),
             runtime: None,
         };
         processes.insert(0, first);
@@ -1042,7 +1086,8 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
     };
     count(run.dropped, "1 event was dropped", "events were dropped");
     count(run.torn, "1 event was begun and never finished", "events were begun and never finished");
-    count(found.bad_records, "1 record made no sense", "records made no sense");
+    let bad_records = found.bad_records.saturating_add(run.spoiled);
+    count(bad_records, "1 record made no sense", "records made no sense");
     count(
         found.unknown_frees,
         "1 free was of memory not known to be allocated",
@@ -1086,13 +1131,16 @@ fn integrity(run: &Run, ledger: &Ledger) -> Integrity {
         reconcile::reconciled(run, ledger, |time_ns| time_ns.saturating_sub(run.started_ns));
     problems.extend(reconciled.problem());
     for pid in &run.still_running {
-        problems.push(format!("process {pid} was still running when the program had ended"));
+        problems.push(format!(
+            "process {pid} was still running when the report was written, and was not followed further"
+        ));
     }
     Integrity {
         events: ledger.events,
         dropped: run.dropped,
         torn: run.torn,
-        bad_records: found.bad_records,
+        late: run.late,
+        bad_records,
         unknown_frees: found.unknown_frees,
         inherited_frees: found.inherited_frees,
         unattributed: found.unattributed,

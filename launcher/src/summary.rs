@@ -26,6 +26,16 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         reports => format!("{reports} reports of {}", on_hosts(report)),
     };
     writeln!(out, "ttalloc: {merged}{command}, {}", ending(&report.exit))?;
+    for process in &report.processes {
+        if let Some(why) = &process.out_of_memory {
+            writeln!(
+                out,
+                "ttalloc: process {} was ended by SIGKILL, and {}",
+                process.pid,
+                one_line(why)
+            )?;
+        }
+    }
     for problem in &integrity.problems {
         writeln!(out, "ttalloc: incomplete: {}", one_line(problem))?;
     }
@@ -365,6 +375,9 @@ fn ending(exit: &Exit) -> String {
         Exit::Code(0) => "exited normally".to_owned(),
         Exit::Code(code) => format!("exited with code {code}"),
         Exit::Signal(name) => format!("was ended by {name}"),
+        Exit::Exec(_) => "called exec".to_owned(),
+        Exit::Running(_) => "still runs".to_owned(),
+        Exit::Unknown(_) => "has ended".to_owned(),
     }
 }
 

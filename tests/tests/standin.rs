@@ -472,14 +472,20 @@ fn nested(compiler: &Compiler, era: Era) {
 /// The launcher ends with the program, whatever a process that was left behind goes on writing.
 fn endless(compiler: &Compiler, era: Era) {
     let run = run(&standin(compiler, era, &[]).program("endless"), |_| {});
-    let child: i32 = run.stdout().trim().parse().unwrap();
+    let child: u32 = run.stdout().trim().parse().unwrap();
     // SAFETY: ends a process that the program left behind, if it is still there.
-    let still_there = unsafe { libc::kill(child, libc::SIGKILL) } == 0;
+    let still_there = unsafe { libc::kill(child as i32, libc::SIGKILL) } == 0;
     assert!(still_there, "the launcher waited for it");
-    let integrity = &run.report().integrity;
-    let expected = format!("process {child} was still running when the program had ended");
-    assert_eq!(integrity.problems, [expected]);
+    let report = run.report();
+    assert!(report.snapshot && report.integrity.complete, "{}", run.describe());
+    let ending = |report: &Report| {
+        let found = report.processes.iter().find(|process| process.pid == child);
+        found.and_then(|process| process.exit.clone())
+    };
+    assert_eq!((&report.exit, ending(report)), (&Exit::Code(0), Some(Exit::Running(true))));
+    let integrity = &report.integrity;
     assert_eq!(integrity.dropped + integrity.torn + integrity.unknown_frees, 0);
+    assert!(run.stderr().contains(&format!("process {child} still runs; process ")));
 }
 
 /// How the runtime is built.

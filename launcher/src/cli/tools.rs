@@ -2,16 +2,19 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::binary::Binary;
+use crate::cli;
 use crate::demo::cluster::{Arch, Cluster};
 use crate::demo::{self, python};
 use crate::doctor::{Diagnosis, locate};
 use crate::facts::Facts;
 use crate::merge::{self, Merge};
 use crate::report::Report;
+use crate::run::collect::{self, Collection};
 use crate::run::destination::{Destination, Written};
 use crate::run::name::literal;
 use crate::summary::{one_line, summary};
@@ -117,6 +120,16 @@ enum Tool {
     },
     /// Print the JSON Schema of the report
     Schema,
+    /// Keep the books of a program that has the preload library and no launcher. The library starts it
+    #[command(hide = true)]
+    Collect {
+        /// The program's pid
+        #[arg(long)]
+        pid: u32,
+        /// The descriptor on which the program waits for the ring's name
+        #[arg(long)]
+        reply: i32,
+    },
 }
 
 /// Does what the command line asks for.
@@ -127,6 +140,7 @@ pub fn main() -> ExitCode {
         Tool::Facts { release, library } => print_facts(&library, release.as_deref()),
         Tool::Merge { reports, output, quiet } => run_merge(&reports, &output, quiet),
         Tool::Schema => print_json(&Report::json_schema(), "the schema"),
+        Tool::Collect { pid, reply } => run_collect(pid, reply),
     };
     done.unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "ttalloc: {error:#}");
@@ -151,6 +165,19 @@ fn run_demo(chips: u32, arch: Arch, report: &Path) -> anyhow::Result<ExitCode> {
     let status = demo::run(&runtime, cluster, &ttalloc, folder.path(), &options)
         .context("ttalloc-run can't be run")?;
     anyhow::ensure!(status.success(), "the demo failed ({status}); what it printed stands above");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_collect(pid: u32, reply: RawFd) -> anyhow::Result<ExitCode> {
+    // SAFETY: only asks.
+    let is_open = unsafe { libc::fcntl(reply, libc::F_GETFD) } >= 0;
+    anyhow::ensure!(reply > 2 && is_open, "--reply {reply} is no descriptor that was handed over");
+    // SAFETY: it is open, was handed over for this, and nothing of this program has opened it.
+    let reply = unsafe { OwnedFd::from_raw_fd(reply) };
+    let report = cli::run::default_report(|| format!("ttalloc-report.{pid}.json").into());
+    collect::collect(Collection { pid, reply, report }, |outcome| {
+        cli::run::tell_outcome(outcome, false);
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

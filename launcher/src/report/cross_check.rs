@@ -369,8 +369,13 @@ mod tests {
             duration_ns: 1,
             pid: PID,
             exit: Exit::Code(0),
+            out_of_memory: None,
+            snapshot: false,
             dropped: 0,
             torn: 0,
+            late: 0,
+            spoiled: 0,
+            ends: BTreeMap::new(),
             still_running: Vec::new(),
         }
     }
