@@ -441,10 +441,18 @@ pub struct Refused {
 /// Who a process is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Its pid.
+    /// Its pid, as the launcher sees it.
     pub pid: u32,
-    /// Its parent's pid when it first used tt-metal.
+    /// Its pid as it sees it itself.
+    pub inner_pid: u32,
+    /// Its parent's pid when it first used tt-metal, as it sees it itself.
     pub parent_pid: u32,
+    /// The number of the process that it was forked from, if that one was tracked.
+    pub parent_process: Option<u32>,
+    /// When it was started, in clock ticks since the host's start; 0 if that is not known.
+    pub start_ticks: u64,
+    /// Its rank.
+    pub rank: Option<u32>,
     /// Its argument vector.
     pub argv: Vec<String>,
     /// Whether arguments are missing at the end, for want of room in the record.
@@ -589,7 +597,11 @@ impl Entry<'_> {
         let argv = argv.strip_suffix(b"\0").unwrap_or(argv);
         self.process.identity = Some(Identity {
             pid: body.pid,
+            inner_pid: body.inner_pid,
             parent_pid: body.parent_pid,
+            parent_process: body.parent_process.checked_sub(1),
+            start_ticks: body.start_ticks,
+            rank: u32::try_from(body.rank).ok(),
             argv: argv.split(|&byte| byte == 0).map(text).collect(),
             argv_cut: body.argv_cut != 0,
             forked: body.forked != 0,
@@ -1626,7 +1638,8 @@ mod tests {
     #[test]
     fn a_forked_childs_free_of_its_parents_buffer_is_no_mystery() {
         let mut story = Story::default();
-        let body = record::Process { pid: 2, parent_pid: 1, forked: 1, argv_cut: 0 };
+        let body =
+            record::Process { pid: 2, parent_pid: 1, forked: 1, ..bytemuck::Zeroable::zeroed() };
         story.tell(&body, b"python3\0");
         story.free(ALLOCATOR, 1, 0);
         assert_eq!(story.ledger.anomalies.inherited_frees, 1);
@@ -2142,7 +2155,8 @@ mod tests {
         story.enlist(PROGRAM, WORKLOAD, 0, 0);
         story.tell(&run(WORKLOAD, 0), b"");
         assert_eq!(story.ledger.anomalies.unattributed_runs, 2);
-        let child = record::Process { pid: 9, parent_pid: 1, forked: 1, argv_cut: 0 };
+        let child =
+            record::Process { pid: 9, parent_pid: 1, forked: 1, ..bytemuck::Zeroable::zeroed() };
         story.tell(&child, b"child\0");
         story.run(0x99);
         assert_eq!(story.ledger.anomalies.inherited_runs, 1);

@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use ttalloc_ring::record::{self as ring, Refusal};
 use ttalloc_symbols::{Era, ROLES, SYMBOLS, Use};
 
+use crate::host::{self, Rank};
 use crate::ledger::{self, Ledger, MemoryType, Process as Books, Totals, Usage};
 use crate::programs::{self, BufferKind};
+use crate::run::watch::{End, How};
 
 use self::limits::Listed;
 
@@ -38,8 +40,22 @@ pub struct Report {
     pub started: String,
     /// How long it ran.
     pub duration_ns: u64,
-    /// How it ended.
+    /// How it ended. Of several reports that were merged: the first end that was not with code 0, if any.
     pub exit: Exit,
+    /// Whether processes were still to be followed when this was written, so that a later report takes its
+    /// place: all figures are as of then.
+    #[serde(default)]
+    pub snapshot: bool,
+    /// The host's name (`uname -n`); empty if it is not known, or if reports of several were merged.
+    #[serde(default)]
+    pub host: String,
+    /// The rank that the launcher was started as; null if it was none, or if reports of several were
+    /// merged.
+    #[serde(default)]
+    pub rank: Option<u32>,
+    /// The reports that were merged into this one, in the order of their processes; empty if none were.
+    #[serde(default)]
+    pub sources: Vec<Source>,
     /// Whether the figures can be relied on.
     pub integrity: Integrity,
     /// The program's process, and every process below it that used tt-metal: of more than
@@ -74,6 +90,29 @@ pub struct Report {
     pub further_processes: Option<FurtherProcesses>,
 }
 
+/// A report that was merged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Source {
+    /// Its file, as it was named.
+    pub file: String,
+    /// Its host's name.
+    pub host: String,
+    /// The rank that its launcher was started as; null if it was none.
+    pub rank: Option<u32>,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// When the program was started, as RFC 3339 in UTC, by its host's clock.
+    pub started: String,
+    /// How long it ran.
+    pub duration_ns: u64,
+    /// How it ended.
+    pub exit: Exit,
+    /// Whether nothing is known to be missing in it.
+    pub complete: bool,
+    /// How many of `processes` are its own. They follow those of the sources before it.
+    pub processes: u64,
+}
+
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -82,6 +121,13 @@ pub enum Exit {
     Code(i32),
     /// It was ended by this signal, for example `SIGKILL`.
     Signal(String),
+    /// It called exec, which ended its program but not the process. The program that took its place has this
+    /// number in `processes`; null if that one did not use tt-metal.
+    Exec(Option<u64>),
+    /// It had not ended when the report was written. Always true.
+    Running(bool),
+    /// It ended, and how can't be known. Always true.
+    Unknown(bool),
 }
 
 /// Whether the figures can be relied on.
@@ -93,6 +139,9 @@ pub struct Integrity {
     pub dropped: u64,
     /// Records that were begun and never finished, since their writer died or called exec.
     pub torn: u64,
+    /// Records that came so late that they could not be entered in their order any more.
+    #[serde(default)]
+    pub late: u64,
     /// Records that made no sense.
     pub bad_records: u64,
     /// Frees of memory that was not known to be allocated.
@@ -136,16 +185,43 @@ pub struct Integrity {
 /// One process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Process {
-    /// Its pid.
+    /// Its number: its place in `processes`, by which the other lists name it.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid, as the launcher sees it.
     pub pid: u32,
-    /// Its parent's pid.
+    /// Its pid as it sees it itself: another one if it is in a pid namespace of its own.
+    #[serde(default)]
+    pub inner_pid: u32,
+    /// Its parent's pid, as the process itself sees it.
     pub parent_pid: u32,
+    /// The number of the process that it was forked from, if that one is listed too; else null.
+    #[serde(default)]
+    pub parent_process: Option<u64>,
+    /// Whether it was forked from a process that was tracked, and has called no exec since.
+    #[serde(default)]
+    pub forked: bool,
+    /// When it was started, in clock ticks since the host's start, as /proc has it: what tells it from
+    /// others with its pid. 0 if it is not known.
+    #[serde(default)]
+    pub start_ticks: u64,
+    /// Its rank, from the environment that MPI or Slurm gave it; null if it has none.
+    #[serde(default)]
+    pub rank: Option<u32>,
+    /// The name of the host it ran on; empty if it is not known.
+    #[serde(default)]
+    pub host: String,
     /// Its argument vector.
     pub argv: Vec<String>,
     /// Whether the last arguments are left out, because they are longer than 8 KB together.
     pub argv_cut: bool,
-    /// How it ended; null where the launcher is not its parent and can't know.
+    /// How it ended; null where that can't be known, since the launcher is not its parent and the kernel
+    /// doesn't tell.
     pub exit: Option<Exit>,
+    /// If it was ended by SIGKILL, and the kernel killed processes for want of memory meanwhile: what the
+    /// kernel counted. It is likely, then, that this was one of them.
+    #[serde(default)]
+    pub out_of_memory: Option<String>,
     /// The runtime it called; null if it called none.
     pub runtime: Option<Runtime>,
 }
@@ -222,7 +298,10 @@ pub struct Refused {
 /// A mesh that was opened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Mesh {
-    /// The process that opened it.
+    /// The number of the process that opened it.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// tt-metal's id of it, counted by the process.
     pub mesh: i32,
@@ -233,7 +312,10 @@ pub struct Mesh {
 /// A chip that a process opened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Device {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// The chip's id.
     pub chip: i32,
@@ -327,7 +409,10 @@ pub struct Reserved {
 /// A program that ran, or several that are the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Program {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// tt-metal's id of it (of the first, if several), as its messages have it; null if not known.
     pub id: Option<u64>,
@@ -372,7 +457,10 @@ pub struct CircularBuffer {
 /// A trace that was captured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trace {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// tt-metal's id of it.
     pub id: u32,
@@ -397,7 +485,10 @@ pub struct Trace {
 /// Two allocations that had the same memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Overlap {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// The chips on which they met.
     pub chips: Vec<i32>,
@@ -518,7 +609,10 @@ pub struct Peak {
 /// A buffer that was still allocated when its process ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LiveBuffer {
-    /// The process.
+    /// The number of the process.
+    #[serde(default)]
+    pub process: u64,
+    /// Its pid.
     pub pid: u32,
     /// The chips it occupies, at the same address on each.
     pub chips: Vec<i32>,
@@ -559,11 +653,21 @@ pub struct Run {
     pub pid: u32,
     /// How it ended.
     pub exit: Exit,
+    /// What speaks for the kernel's having killed it for want of memory.
+    pub out_of_memory: Option<String>,
+    /// Whether this is not the last report.
+    pub snapshot: bool,
     /// Records lost on the way.
     pub dropped: u64,
     /// Records begun and never finished.
     pub torn: u64,
-    /// Tracked processes that went on after the program.
+    /// Records that came out of their order.
+    pub late: u64,
+    /// Records of the ring that made no sense.
+    pub spoiled: u64,
+    /// How the processes ended, by their number in the ring.
+    pub ends: BTreeMap<u32, End>,
+    /// Tracked processes that went on after the program, and are not followed.
     pub still_running: Vec<u32>,
 }
 
@@ -586,6 +690,10 @@ impl Report {
             started: run.started.to_string(),
             duration_ns: run.duration_ns,
             exit: run.exit.clone(),
+            snapshot: run.snapshot,
+            host: host::name(),
+            rank: Rank::of_this_process().map(|rank| rank.rank),
+            sources: Vec::new(),
             integrity: integrity(run, ledger, left_out),
             processes: processes(run, ledger, &listed, calls),
             meshes: Vec::new(),
@@ -594,20 +702,23 @@ impl Report {
             programs: Vec::new(),
             traces: Vec::new(),
             overlaps: Vec::new(),
-            failures: reconcile::failures(ledger, since_start),
+            failures: reconcile::failures(run, ledger, since_start),
             further_failures: ledger.reconciliation.further_failures,
             further_processes: listed.further(),
         };
         let peak = |usage: &Usage| Peak { totals: usage.peak, time_ns: since_start(usage.peak_ns) };
+        let process_of: BTreeMap<u32, u64> = listed.places(run, ledger).collect();
         for (number, books) in listed.of(ledger) {
+            let process = process_of.get(&number).copied().unwrap_or_default();
             let pid = pid_of(books);
             let mut places = BTreeMap::new();
             for (numbers, program) in programs.remove(&number).unwrap_or_default() {
                 let place = report.programs.len() as u64;
                 places.extend(numbers.into_iter().map(|number| (number, place)));
-                report.programs.push(Program::new(pid, &program, since_start));
+                report.programs.push(Program::new(process, pid, &program, since_start));
             }
             report.traces.extend(books.programs.traces().map(|trace| Trace {
+                process,
                 pid,
                 id: trace.id,
                 mesh: trace.mesh,
@@ -626,6 +737,7 @@ impl Report {
                     bytes_per_bank: one.bytes_per_bank,
                 });
                 Overlap {
+                    process,
                     pid,
                     chips: overlap.chips.clone(),
                     kind: overlap.kind,
@@ -635,6 +747,7 @@ impl Report {
                 }
             }));
             report.meshes.extend(books.meshes.iter().map(|mesh| Mesh {
+                process,
                 pid,
                 mesh: mesh.id,
                 chips: mesh.chips.clone(),
@@ -679,6 +792,7 @@ impl Report {
                     })
                 });
                 report.devices.push(Device {
+                    process,
                     pid,
                     chip: id,
                     arch: arch_name(chip.arch),
@@ -690,6 +804,7 @@ impl Report {
             }
         }
         report.live_buffers.extend(live.into_iter().map(|(number, chips, one)| LiveBuffer {
+            process: process_of.get(&number).copied().unwrap_or_default(),
             pid: ledger.processes.get(&number).map_or(0, pid_of),
             chips: chips.to_vec(),
             kind: one.kind,
@@ -702,7 +817,7 @@ impl Report {
             allocated_ns: since_start(one.time_ns),
         }));
         report.live_buffers.sort_by(|a, b| {
-            let key = |one: &LiveBuffer| (one.pid, one.kind, one.address, one.allocated_ns);
+            let key = |one: &LiveBuffer| (one.process, one.kind, one.address, one.allocated_ns);
             key(a).cmp(&key(b)).then_with(|| a.chips.cmp(&b.chips))
         });
         report
@@ -724,9 +839,15 @@ impl Report {
 }
 
 impl Program {
-    fn new(pid: u32, program: &programs::Program, since_start: impl Fn(u64) -> u64) -> Program {
+    fn new(
+        process: u64,
+        pid: u32,
+        program: &programs::Program,
+        since_start: impl Fn(u64) -> u64,
+    ) -> Program {
         let time = |time_ns: u64| if time_ns == 0 { 0 } else { since_start(time_ns) };
         Program {
+            process,
             pid,
             id: program.id,
             kernels: program.kernels.clone(),
@@ -793,12 +914,23 @@ fn reserved(chip: &ledger::Chip) -> Option<Reserved> {
     })
 }
 
+/// The place in `processes` of each process that is listed, by its number in the books.
+fn process_places(run: &Run, ledger: &Ledger) -> BTreeMap<u32, u64> {
+    Listed::new(run, ledger).places(run, ledger).collect()
+}
+
+fn is_of(pid: u32, books: &Books) -> bool {
+    books.identity.as_ref().is_some_and(|identity| identity.pid == pid)
+}
+
 fn processes(
     run: &Run,
     ledger: &Ledger,
     listed: &Listed,
     calls: impl Fn(u32) -> Option<Vec<u64>>,
 ) -> Vec<Process> {
+    let host = host::name();
+    let places: BTreeMap<_, _> = listed.places(run, ledger).collect();
     let mut processes: Vec<Process> = Vec::new();
     // exec keeps the pid: only the last program of the first process has the run's exit.
     let last_of_pid: BTreeMap<u32, u32> = ledger
@@ -810,12 +942,32 @@ fn processes(
         let identity = books.identity.as_ref();
         let pid = identity.map_or(0, |identity| identity.pid);
         let is_first = pid == run.pid && last_of_pid.get(&pid) == Some(&number);
+        let end = run.ends.get(&number);
+        let exit = match end.map(|end| &end.how) {
+            Some(How::Exited(exit)) => Some(exit.clone()),
+            Some(How::Running) => Some(Exit::Running(true)),
+            Some(How::Replaced(by)) => {
+                Some(Exit::Exec(by.as_ref().and_then(|by| places.get(by).copied())))
+            }
+            Some(How::Unknown) | None => is_first.then(|| run.exit.clone()),
+        };
         processes.push(Process {
+            process: places.get(&number).copied().unwrap_or_default(),
             pid,
+            inner_pid: identity.map_or(0, |identity| identity.inner_pid),
             parent_pid: identity.map_or(0, |identity| identity.parent_pid),
+            parent_process: identity
+                .and_then(|identity| places.get(&identity.parent_process?).copied()),
+            forked: identity.is_some_and(|identity| identity.forked),
+            start_ticks: identity.map_or(0, |identity| identity.start_ticks),
+            rank: identity.and_then(|identity| identity.rank),
+            host: host.clone(),
             argv: identity.map_or_else(Vec::new, |identity| identity.argv.clone()),
             argv_cut: identity.is_some_and(|identity| identity.argv_cut),
-            exit: is_first.then(|| run.exit.clone()),
+            exit: exit.filter(|exit| *exit != Exit::Unknown(true)),
+            out_of_memory: end
+                .and_then(|end| end.out_of_memory.clone())
+                .or_else(|| run.out_of_memory.clone().filter(|_| is_first)),
             runtime: books.runtime.as_ref().map(|runtime| {
                 let era = runtime.era;
                 Runtime {
@@ -831,11 +983,20 @@ fn processes(
     }
     if !last_of_pid.contains_key(&run.pid) {
         let first = Process {
+            process: 0,
             pid: run.pid,
+            inner_pid: run.pid,
             parent_pid: std::process::id(),
+            parent_process: None,
+            forked: false,
+            start_ticks: 0,
+            // It has the launcher's environment.
+            rank: Rank::of_this_process().map(|rank| rank.rank),
+            host,
             argv: run.command.clone(),
             argv_cut: false,
-            exit: Some(run.exit.clone()),
+            exit: Some(run.exit.clone()).filter(|exit| *exit != Exit::Unknown(true)),
+            out_of_memory: run.out_of_memory.clone(),
             runtime: None,
         };
         processes.insert(0, first);
@@ -951,7 +1112,8 @@ fn integrity(run: &Run, ledger: &Ledger, left_out: LeftOut) -> Integrity {
     };
     count(run.dropped, "1 event was dropped", "events were dropped");
     count(run.torn, "1 event was begun and never finished", "events were begun and never finished");
-    count(found.bad_records, "1 record made no sense", "records made no sense");
+    let bad_records = found.bad_records.saturating_add(run.spoiled);
+    count(bad_records, "1 record made no sense", "records made no sense");
     count(
         found.unknown_frees,
         "1 free was of memory not known to be allocated",
@@ -992,10 +1154,12 @@ fn integrity(run: &Run, ledger: &Ledger, left_out: LeftOut) -> Integrity {
         .collect();
     problems.extend(lacking);
     let reconciled =
-        reconcile::reconciled(ledger, |time_ns| time_ns.saturating_sub(run.started_ns));
+        reconcile::reconciled(run, ledger, |time_ns| time_ns.saturating_sub(run.started_ns));
     problems.extend(reconciled.problem());
     for pid in &run.still_running {
-        problems.push(format!("process {pid} was still running when the program had ended"));
+        problems.push(format!(
+            "process {pid} was still running when the report was written, and was not followed further"
+        ));
     }
     problems.extend(limits::problems(ledger));
     limits::bound(&mut problems);
@@ -1003,7 +1167,8 @@ fn integrity(run: &Run, ledger: &Ledger, left_out: LeftOut) -> Integrity {
         events: ledger.events,
         dropped: run.dropped,
         torn: run.torn,
-        bad_records: found.bad_records,
+        late: run.late,
+        bad_records,
         unknown_frees: found.unknown_frees,
         inherited_frees: found.inherited_frees,
         unattributed: found.unattributed,

@@ -1,12 +1,13 @@
 //! The summary that a person reads at the end of a run.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 use humansize::{BINARY, format_size};
 
 use crate::ledger::Totals;
-use crate::report::{Exit, Report};
+use crate::report::{Exit, Process, Report};
 
 /// The summary of a report, ended by a newline.
 pub fn summary(report: &Report) -> String {
@@ -19,7 +20,22 @@ pub fn summary(report: &Report) -> String {
 fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     let integrity = &report.integrity;
     let command = one_line(&words(&report.command));
-    writeln!(out, "ttalloc: {command}, {}", ending(&report.exit))?;
+    let merged = match report.sources.len() {
+        0 => String::new(),
+        1 => "1 report of ".to_owned(),
+        reports => format!("{reports} reports of {}", on_hosts(report)),
+    };
+    writeln!(out, "ttalloc: {merged}{command}, {}", ending(&report.exit))?;
+    for process in &report.processes {
+        if let Some(why) = &process.out_of_memory {
+            writeln!(
+                out,
+                "ttalloc: process {} was ended by SIGKILL, and {}",
+                process.pid,
+                one_line(why)
+            )?;
+        }
+    }
     for problem in &integrity.problems {
         writeln!(out, "ttalloc: incomplete: {}", one_line(problem))?;
     }
@@ -35,9 +51,7 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         }
         return Ok(());
     }
-    let mut pids = report.devices.iter().map(|device| device.pid);
-    let first = pids.next();
-    let several = further.is_some() || pids.any(|pid| Some(pid) != first);
+    let owners = Owners::of(report);
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     let mut header = vec![
@@ -52,13 +66,11 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         "released",
         "failed",
     ];
-    if several {
-        header.insert(0, "pid");
-    }
+    header.splice(0..0, owners.header());
     let numbers_from = header.len() - 8;
     table.set_header(header);
     let mut all = Sum::default();
-    for device in &report.devices {
+    for (place, device) in report.devices.iter().enumerate() {
         let mut name = device.chip.to_string();
         let used = |memory: &&crate::report::Memory| memory.allocations + memory.failed != 0;
         let mut rows: Vec<_> = device.memory.iter().filter(used).collect();
@@ -67,6 +79,9 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         }
         for memory in rows {
             all.add(memory);
+            if place >= MOST_DEVICES {
+                continue;
+            }
             let mut row = vec![
                 std::mem::take(&mut name),
                 memory.kind.to_string(),
@@ -79,23 +94,23 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
                 memory.released.to_string(),
                 memory.failed.to_string(),
             ];
-            if several {
-                row.insert(0, device.pid.to_string());
-            }
+            row.splice(0..0, owners.cells(device.process));
             table.add_row(row);
         }
     }
     if let Some(further) = further {
-        let mut name = format!("{} more", further.processes);
+        let mut name = match further.processes {
+            1 => "1 more process".to_owned(),
+            processes => format!("{processes} more processes"),
+        };
         for memory in &further.memory {
             all.live.add(memory.live);
             all.allocations += memory.allocations;
             all.frees += memory.frees;
             all.released += memory.released;
             all.failed += memory.failed;
-            table.add_row(vec![
+            let mut row = vec![
                 std::mem::take(&mut name),
-                String::new(),
                 memory.kind.to_string(),
                 size(memory.live),
                 String::new(),
@@ -105,7 +120,9 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
                 memory.frees.to_string(),
                 memory.released.to_string(),
                 memory.failed.to_string(),
-            ]);
+            ];
+            row.splice(0..0, owners.header().map(|_| String::new()));
+            table.add_row(row);
         }
     }
     let mut row = vec![
@@ -120,9 +137,7 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         all.released.to_string(),
         all.failed.to_string(),
     ];
-    if several {
-        row.insert(0, String::new());
-    }
+    row.splice(0..0, owners.header().map(|_| String::new()));
     table.add_row(row);
     for column in numbers_from..numbers_from + 8 {
         if let Some(column) = table.column_mut(column) {
@@ -130,11 +145,14 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         }
     }
     writeln!(out, "{}", table.trim_fmt())?;
+    if let further @ 1.. = report.devices.len().saturating_sub(MOST_DEVICES) {
+        writeln!(out, "{further} more chips are in the report; the last row has them too.")?;
+    }
     writeln!(out, "Sizes are reserved bytes: bytes per bank times banks, which is what runs out.")?;
     if let Some(sentence) = integrity.left_out.sentence() {
         writeln!(out, "{sentence}")?;
     }
-    write_programs(out, report, several)?;
+    write_programs(out, report, &owners)?;
     write_planned(out, report)?;
     if integrity.overlaps != 0 {
         writeln!(
@@ -153,10 +171,73 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     Ok(())
 }
 
+/// How many chips have rows of their own.
+const MOST_DEVICES: usize = 256;
+
+/// A column's head, and what stands in it for a process.
+type Column = (&'static str, fn(&Process) -> String);
+
+/// What tells the processes with chips apart: as little as does.
+struct Owners<'a> {
+    report: &'a Report,
+    columns: Vec<Column>,
+}
+
+impl<'a> Owners<'a> {
+    fn of(report: &'a Report) -> Owners<'a> {
+        let mut numbers: Vec<_> = report.devices.iter().map(|device| device.process).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let mut owners = Owners { report, columns: Vec::new() };
+        let distinct = |columns: &[fn(&Process) -> String]| {
+            let tell = |process: Option<&Process>| -> Vec<_> {
+                process.map_or_else(Vec::new, |one| columns.iter().map(|tell| tell(one)).collect())
+            };
+            let told = numbers.iter().map(|&number| tell(owners.process(number)));
+            told.collect::<BTreeSet<_>>().len()
+        };
+        let host: fn(&Process) -> String = |process| one_line(&process.host);
+        let rank: fn(&Process) -> String =
+            |process| process.rank.map_or_else(String::new, |rank| rank.to_string());
+        let pid: fn(&Process) -> String = |process| process.pid.to_string();
+        let mut columns = Vec::new();
+        columns.extend((distinct(&[host]) > 1).then_some(("host", host)));
+        columns.extend((distinct(&[rank]) > 1).then_some(("rank", rank)));
+        if distinct(&[host, rank]) < numbers.len() {
+            columns.push(("pid", pid));
+        }
+        owners.columns = columns;
+        owners
+    }
+
+    fn process(&self, number: u64) -> Option<&'a Process> {
+        self.report.processes.get(usize::try_from(number).ok()?)
+    }
+
+    fn header(&self) -> impl Iterator<Item = &'static str> {
+        self.columns.iter().map(|(name, _)| *name)
+    }
+
+    fn cells(&self, number: u64) -> impl Iterator<Item = String> {
+        let process = self.process(number);
+        let cell = move |(_, tell): &Column| process.map_or_else(String::new, tell);
+        self.columns.iter().map(cell)
+    }
+}
+
+/// How many hosts a merged report is of, where there are several.
+fn on_hosts(report: &Report) -> String {
+    let hosts: BTreeSet<_> = report.sources.iter().map(|source| &source.host).collect();
+    match hosts.len() {
+        1 => String::new(),
+        hosts => format!("{hosts} hosts: "),
+    }
+}
+
 /// What programs did with the L1, chips with the same figures in one row.
-fn write_programs(out: &mut String, report: &Report, several: bool) -> std::fmt::Result {
-    let mut rows: Vec<(u32, Vec<String>, Vec<i32>)> = Vec::new();
-    for device in &report.devices {
+fn write_programs(out: &mut String, report: &Report, owners: &Owners) -> std::fmt::Result {
+    let mut rows: Vec<(u64, Vec<String>, Vec<i32>)> = Vec::new();
+    for device in report.devices.iter().take(MOST_DEVICES) {
         let Some(used) = &device.circular_buffers else { continue };
         let name = |program: Option<u64>| {
             let program = program.and_then(|at| report.programs.get(at as usize));
@@ -175,9 +256,11 @@ fn write_programs(out: &mut String, report: &Report, several: bool) -> std::fmt:
             used.headroom.as_ref().map_or_else(none, |one| headroom(one.bytes)),
             used.headroom.as_ref().map_or_else(none, |one| name(one.program)),
         ];
-        match rows.iter_mut().find(|(pid, same, _)| (*pid, same) == (device.pid, &row)) {
+        let mine =
+            |&(process, ref same, _): &(u64, _, _)| (process, same) == (device.process, &row);
+        match rows.iter_mut().find(|row| mine(row)) {
             Some((.., chips)) => chips.push(device.chip),
-            None => rows.push((device.pid, row, vec![device.chip])),
+            None => rows.push((device.process, row, vec![device.chip])),
         }
     }
     if rows.is_empty() {
@@ -194,16 +277,12 @@ fn write_programs(out: &mut String, report: &Report, several: bool) -> std::fmt:
         "least headroom",
         "in program",
     ];
-    if several {
-        header.insert(0, "pid");
-    }
+    header.splice(0..0, owners.header());
     let chips_column = header.len() - 7;
     table.set_header(header);
-    for (pid, mut row, chips) in rows {
+    for (process, mut row, chips) in rows {
         row.insert(0, ranges(&chips));
-        if several {
-            row.insert(0, pid.to_string());
-        }
+        row.splice(0..0, owners.cells(process));
         table.add_row(row);
     }
     for column in [1, 2, 3, 5] {
@@ -327,6 +406,9 @@ fn ending(exit: &Exit) -> String {
         Exit::Code(0) => "exited normally".to_owned(),
         Exit::Code(code) => format!("exited with code {code}"),
         Exit::Signal(name) => format!("was ended by {name}"),
+        Exit::Exec(_) => "called exec".to_owned(),
+        Exit::Running(_) => "still runs".to_owned(),
+        Exit::Unknown(_) => "has ended".to_owned(),
     }
 }
 
@@ -411,11 +493,55 @@ Sizes are reserved bytes: bytes per bank times banks, which is what runs out.
         );
     }
 
+    /// A report in which each of these processes, by host and rank, has a chip.
+    fn of_processes(processes: &[(&str, Option<u32>)]) -> Report {
+        report(|report| {
+            let (process, device) = (report["processes"][0].take(), report["devices"][1].take());
+            let all = || (0..).zip(processes);
+            let process = |(at, (host, rank)): (u64, &(&str, _))| {
+                let mut process = process.clone();
+                process["process"] = at.into();
+                process["pid"] = json!(7 + at);
+                process["host"] = (*host).into();
+                process["rank"] = json!(rank);
+                process
+            };
+            report["processes"] = all().map(process).collect();
+            let device = |(at, _)| {
+                let mut device = device.clone();
+                device["process"] = json!(at);
+                device["pid"] = json!(7 + at);
+                device
+            };
+            report["devices"] = all().map(device).collect();
+        })
+    }
+
     #[test]
-    fn processes_are_told_apart_where_there_are_several() {
-        let text = summary(&report(|report| report["devices"][1]["pid"] = 8.into()));
-        assert!(text.lines().nth(1).is_some_and(|header| header.starts_with(" pid  chip")));
-        assert!(text.lines().nth(4).is_some_and(|row| row.starts_with(" 8    1     DRAM")));
+    fn processes_are_told_apart_by_what_it_takes() {
+        let expect = |processes: &[(&str, Option<u32>)], header: &str, last: &str| {
+            let text = summary(&of_processes(processes));
+            let line = |at| text.lines().nth(at).unwrap_or_default();
+            assert!(line(1).starts_with(header), "{text}");
+            assert!(line(1 + processes.len()).starts_with(last), "{text}");
+        };
+        expect(&[("a", Some(0))], " chip", " 1  ");
+        expect(&[("a", None), ("a", None)], " pid  chip", " 8    1     DRAM");
+        expect(&[("a", Some(0)), ("a", Some(1))], " rank  chip", " 1     1     DRAM");
+        expect(&[("a", Some(0)), ("b", Some(1))], " host  rank  chip", " b     1     1     DRAM");
+        expect(&[("a", None), ("b", None)], " host  chip", " b     1     DRAM");
+        let forked = [("a", Some(0)), ("b", Some(1)), ("b", Some(1))];
+        expect(&forked, " host  rank  pid  chip", " b     1     9    1     DRAM");
+    }
+
+    #[test]
+    fn what_would_fill_the_screen_is_in_the_report() {
+        let many: Vec<_> = (0..1000).map(|rank| ("a", Some(rank))).collect();
+        let text = summary(&of_processes(&many));
+        assert_eq!(text.lines().count(), MOST_DEVICES + 5, "{text}");
+        assert!(text.contains("\n744 more chips are in the report;"), "{text}");
+        let all = text.lines().find(|line| line.trim_start().starts_with("all ")).unwrap();
+        assert!(all.contains(" 4000 "), "{all}");
     }
 
     #[test]
@@ -464,8 +590,8 @@ Sizes are reserved bytes: bytes per bank times banks, which is what runs out.
             report["integrity"]["left_out"] = json!({"processes": 30, "buffers": 1, "programs": 2});
         }));
         let rows = "
- 30 more        DRAM    12 KiB (2)                  6 KiB (1)                    100     98         0       1
-          all           48 KiB (5)                                               112    107         0       3
+ 30 more processes  DRAM    12 KiB (2)                  6 KiB (1)                    100     98         0       1
+ all                        48 KiB (5)                                               112    107         0       3
 ";
         assert!(text.contains(rows), "{text}");
         let sentence = "smallest or oldest: 30 processes, 1 live buffer, 2 programs (--max-buffers";

@@ -8,14 +8,24 @@ compile_error!("ttalloc supports x86-64 Linux with glibc only, as tt-metal's rel
 
 pub mod clock;
 pub mod errno;
+pub mod lane;
+// A model checker's atomics can't lie in shared memory, nor the kernel wait for them.
+#[cfg(not(any(loom, shuttle)))]
+mod life;
+#[cfg(all(test, any(loom, shuttle)))]
+mod model;
 pub mod record;
+#[cfg(not(any(loom, shuttle)))]
 pub mod ring;
+mod room;
+mod sync;
 
 /// The version of the records and of the shared memory's layout. The catalogue of symbols is part of
 /// it, since records carry indices into that.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
-/// The environment variable through which the preload library finds the ring: a path to open.
+/// The environment variable through which the preload library finds the ring: the path of its memory,
+/// an `@`, and its id as 16 hexadecimal digits.
 pub const RING_VARIABLE: &std::ffi::CStr = c"TTALLOC_RING";
 
 /// The environment variable that tells the preload library which [`Engine`] to use.
@@ -49,7 +59,7 @@ impl Engine {
 
 /// What the preload library exports under [`STAMP_SYMBOL`], so that a launcher can tell before a run
 /// whether the two fit. It ends with [`VERSION`] and a zero byte.
-pub const STAMP: &str = concat!("ttalloc ", env!("CARGO_PKG_VERSION"), " ring 2\0");
+pub const STAMP: &str = concat!("ttalloc ", env!("CARGO_PKG_VERSION"), " ring 3\0");
 
 /// The exported symbol that holds [`STAMP`].
 pub const STAMP_SYMBOL: &str = "ttalloc_shim_stamp";

@@ -145,14 +145,26 @@ fn take<T: Pod>(bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Process {
-    /// Its pid, in its own pid namespace.
+    /// Its pid in the launcher's pid namespace; 0 if that could not be told.
     pub pid: u32,
-    /// Its parent's.
+    /// Its pid in its own pid namespace, which differs in a container.
+    pub inner_pid: u32,
+    /// Its parent's pid there; 0 if the parent is in none that it sees.
     pub parent_pid: u32,
     /// 1 if it was forked from a process that was being tracked and has not called exec since.
     pub forked: u32,
+    /// When it was started, in clock ticks (of 10 ms) since the machine was: field 22 of
+    /// /proc/self/stat (proc_pid_stat(5)). With the pid it names the process. 0 if it can't be told.
+    pub start_ticks: u64,
+    /// The number of the tracked process that it was forked from, perhaps by way of others, plus one; 0
+    /// if it wasn't.
+    pub parent_process: u32,
+    /// Its rank among the processes that mpirun or Slurm started; -1 if it has none.
+    pub rank: i32,
     /// 1 if the argument vector was cut to fit.
     pub argv_cut: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Body of [`Kind::Runtime`]; the tail is the path of the library that defines the allocator.
@@ -666,7 +678,7 @@ mod tests {
         assert_eq!((head.process, head.time_ns), (9, 7));
         assert_eq!(record, Record::Free(free, Tail(b"")));
 
-        let process = Process { pid: 1, parent_pid: 2, forked: 0, argv_cut: 0 };
+        let process = Process { pid: 1, parent_pid: 2, ..Process::zeroed() };
         let bytes = encode(0, &process, b"ls\0-l\0");
         let (_, record) = Record::decode(&bytes).unwrap();
         assert_eq!(record, Record::Process(process, Tail(b"ls\0-l\0")));

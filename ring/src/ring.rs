@@ -1,31 +1,19 @@
 //! The ring: records from any number of threads and processes to one launcher, through a sealed memfd.
 //!
-//! # Protocol
-//!
-//! The memory is a header and `slots` slots of 64 bytes. Positions count slots and never wrap; position
-//! `p` lies in slot `p % slots`. A record takes consecutive slots. Its producer
-//!
-//! 1. waits until `tail + n <= head + slots`, so that it holds nothing while it waits,
-//! 2. claims its slots by moving `tail`,
-//! 3. writes them, and last writes `p + 1` into the first word of the first slot: the commit.
-//!
-//! The consumer reads from `head` while the commit there is the expected one, then moves `head`. No slot
-//! before `head + slots` is ever written twice, so a commit can't be mistaken for an older one.
-//!
-//! A producer that finds the ring full waits as long as a consumer lives: the consumer holds a robust
-//! mutex in the header, whose word the kernel marks when its thread dies, however it dies. A producer
-//! that dies between 2 and 3 leaves a hole, which the consumer passes with [`Consumer::skip_torn`].
+//! The memory is a header and lanes, whose protocol is [`crate::lane`]'s. A producer that finds no room
+//! waits, if the launcher said so, as long as the launcher lives (`life`, `room`).
 //!
 //! Every access to the shared memory is atomic, and the consumer copies before it looks: what another
 //! process writes at the wrong moment gives a bad record, not undefined behaviour.
 
-use std::cell::UnsafeCell;
+use std::cell::Cell;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::marker::PhantomData;
-use std::mem::MaybeUninit;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,25 +22,69 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use crate::VERSION;
 use crate::errno::KeepErrno;
+use crate::lane::{Lane, Memory, Reader, Refused, Writer};
+use crate::life::{self, Life};
 use crate::record::MAX_BYTES;
+use crate::room::Room;
 
-/// The number of slots that the launcher uses: 8 MiB.
-pub const DEFAULT_SLOTS: usize = 1 << 17;
+pub use crate::lane::Held;
 
-/// How many processes the header knows the pids and counts the calls of; later ones are tracked without.
-pub const KNOWN_PROCESSES: usize = 256;
+/// How many processes the header has a row for; later ones are tracked without.
+pub const KNOWN_PROCESSES: usize = 4096;
+/// How many processes' calls are counted; later ones are tracked without.
+pub const COUNTED_PROCESSES: usize = 256;
 /// How many symbols have counters of calls.
 pub const COUNTED_SYMBOLS: usize = 128;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ttalloc\0");
 const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-const WORDS: usize = 8;
-/// Bytes of a record in its first slot, after the commit and the length.
-const FIRST_BYTES: usize = 8 * (WORDS - 2);
-/// Bytes of a record in each further slot, after a word that is zero.
-const NEXT_BYTES: usize = 8 * (WORDS - 1);
-/// How often the consumer tells producers how far it is, in slots.
-const PUBLISH_EVERY: u64 = 256;
+/// Lanes and their sizes that are accepted.
+const MOST_LANES: u64 = 4096;
+const LEAST_LANE_BYTES: u64 = 2 * MAX_BYTES as u64;
+const MOST_LANE_BYTES: u64 = 1 << 32;
+
+/// What producers do when there is no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// They wait as long as the consumer lives.
+    #[default]
+    Wait,
+    /// They drop the record, and count it.
+    Drop,
+}
+
+/// Which processes are tracked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Follow {
+    /// Those that inherit the environment.
+    #[default]
+    Inherit,
+    /// The one that the launcher started, through all that it calls exec for.
+    None,
+    /// Also those that are started with another environment.
+    Always,
+}
+
+/// What a ring is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingOptions {
+    /// How many lanes: a power of two up to 4,096.
+    pub lanes: usize,
+    /// Each lane's size in bytes: a power of two from 16 KiB to 4 GiB.
+    pub lane_bytes: usize,
+    /// What producers do when there is no room.
+    pub on_full: OnFull,
+    /// Which processes are tracked.
+    pub follow: Follow,
+}
+
+impl Default for RingOptions {
+    /// 64 lanes of 128 KiB.
+    fn default() -> RingOptions {
+        let (on_full, follow) = (OnFull::default(), Follow::default());
+        RingOptions { lanes: 64, lane_bytes: 128 << 10, on_full, follow }
+    }
+}
 
 /// A value on a cache line of its own.
 #[repr(C, align(64))]
@@ -62,130 +94,165 @@ struct Line<T>(T);
 struct Header {
     magic: AtomicU64,
     version: AtomicU64,
-    slots: AtomicU64,
-    closed: AtomicU64,
-    dropped: AtomicU64,
-    processes: AtomicU64,
-    tail: Line<AtomicU64>,
-    head: Line<AtomicU64>,
-    life: Line<Life>,
-    pids: [AtomicU32; KNOWN_PROCESSES],
-    calls: [Line<[AtomicU64; COUNTED_SYMBOLS]>; KNOWN_PROCESSES],
+    id: AtomicU64,
+    lanes: AtomicU64,
+    lane_bytes: AtomicU64,
+    /// What is read for each record and seldom changed.
+    rare: Line<Rare>,
+    order: Line<AtomicU64>,
+    room: Line<Room>,
+    /// One for the consumer's thread, one for that of a process that goes on with it.
+    lives: Line<[AtomicU32; 2]>,
+    dropped: Line<AtomicU64>,
+    processes: Line<AtomicU64>,
+    rows: Line<[Row; KNOWN_PROCESSES]>,
+    calls: [Line<[AtomicU64; COUNTED_SYMBOLS]>; COUNTED_PROCESSES],
 }
 
-type Slot = Line<[AtomicU64; WORDS]>;
-
-/// A robust mutex that the consumer's thread holds while it lives.
 #[repr(C)]
-struct Life(UnsafeCell<libc::pthread_mutex_t>);
-
-impl Life {
-    /// Initializes the mutex and takes it for the calling thread.
-    fn begin(&self) -> io::Result<()> {
-        let mut attributes = MaybeUninit::<libc::pthread_mutexattr_t>::uninit();
-        let attributes = attributes.as_mut_ptr();
-        let check = |code: i32| match code {
-            0 => Ok(()),
-            code => Err(io::Error::from_raw_os_error(code)),
-        };
-        // SAFETY: `attributes` points to memory of the right size for the object to be made there.
-        check(unsafe { libc::pthread_mutexattr_init(attributes) })?;
-        // SAFETY: initialized by the call above.
-        check(unsafe {
-            libc::pthread_mutexattr_setpshared(attributes, libc::PTHREAD_PROCESS_SHARED)
-        })?;
-        // SAFETY: as above.
-        check(unsafe {
-            libc::pthread_mutexattr_setrobust(attributes, libc::PTHREAD_MUTEX_ROBUST)
-        })?;
-        // SAFETY: the mutex's memory is the header's, zeroed and not yet known to anybody else.
-        check(unsafe { libc::pthread_mutex_init(self.0.get(), attributes) })?;
-        // SAFETY: initialized above and not used again.
-        check(unsafe { libc::pthread_mutexattr_destroy(attributes) })?;
-        // SAFETY: initialized above; `end` unlocks it on this thread before the memory goes.
-        check(unsafe { libc::pthread_mutex_lock(self.0.get()) })
-    }
-
-    /// Gives the mutex up. To be called by the thread that called `begin`.
-    fn end(&self) {
-        // SAFETY: `begin` initialized it, and this thread holds it, since `Consumer` is not `Send`.
-        // The result can only be EPERM for another thread.
-        unsafe { libc::pthread_mutex_unlock(self.0.get()) };
-    }
-
-    /// Whether the thread that held the mutex has died.
-    fn ended(&self) -> bool {
-        const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
-        // SAFETY: glibc's pthread_mutex_t begins with its futex word (struct __pthread_mutex_s in
-        // sysdeps/nptl/bits/struct_mutex.h), a u32 that kernel and libc change atomically.
-        let word = unsafe { AtomicU32::from_ptr(self.0.get().cast()) };
-        word.load(Ordering::Relaxed) & FUTEX_OWNER_DIED != 0
-    }
+struct Rare {
+    closed: AtomicU32,
+    /// Which of the lives counts.
+    keeper: AtomicU32,
+    /// An [`OnFull`].
+    on_full: AtomicU32,
+    /// A [`Follow`].
+    follow: AtomicU32,
+    /// The pid of the only process to be tracked; 0 if it isn't known yet.
+    only: AtomicU32,
+    /// How many threads have been given a lane to begin with.
+    threads: AtomicU32,
 }
+
+/// What is known of a process.
+#[repr(C)]
+struct Row {
+    pid: AtomicU32,
+    /// 1 when the row is in use.
+    used: AtomicU32,
+    start_ticks: AtomicU64,
+}
+
+/// What of a lane isn't its records.
+#[repr(C)]
+struct LaneHeader {
+    state: Line<AtomicU64>,
+    head: Line<AtomicU64>,
+}
+
+const _: () = assert!(size_of::<Header>().is_multiple_of(align_of::<LaneHeader>()));
 
 /// The mapped memory, seen by either side.
 struct Shared {
     map: MmapRaw,
-    slots: u64,
+    lanes: usize,
+    lane_bytes: usize,
 }
 
 impl Shared {
-    fn bytes(slots: u64) -> Option<u64> {
-        slots.checked_mul(size_of::<Slot>() as u64)?.checked_add(size_of::<Header>() as u64)
+    /// How many bytes a ring of these sizes takes; None if they are not accepted.
+    fn bytes(lanes: u64, lane_bytes: u64) -> Option<u64> {
+        let fits = lanes.is_power_of_two()
+            && lanes <= MOST_LANES
+            && lane_bytes.is_power_of_two()
+            && (LEAST_LANE_BYTES..=MOST_LANE_BYTES).contains(&lane_bytes);
+        let headers = (size_of::<Header>() + lanes as usize * size_of::<LaneHeader>()) as u64;
+        fits.then(|| headers + lanes * lane_bytes)
     }
 
-    fn map(file: &File, slots: u64) -> io::Result<Shared> {
-        let bytes = Shared::bytes(slots).and_then(|bytes| usize::try_from(bytes).ok());
-        let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Shared { map: MmapOptions::new().len(bytes).populate().map_raw(file)?, slots })
+    /// Maps `file`, which has as many bytes as these sizes take.
+    fn map(file: &File, lanes: u64, lane_bytes: u64) -> io::Result<Shared> {
+        let bytes = Shared::bytes(lanes, lane_bytes).ok_or(io::ErrorKind::InvalidInput)?;
+        let map = MmapOptions::new().len(bytes as usize).populate().map_raw(file)?;
+        Ok(Shared { map, lanes: lanes as usize, lane_bytes: lane_bytes as usize })
     }
 
+    #[inline]
     fn header(&self) -> &Header {
         // SAFETY: the mapping is page-aligned and at least as long as `Shared::bytes`, which counts a
-        // header; its file is sealed against shrinking. All fields are atomics or an UnsafeCell, and
-        // any bytes are valid for them.
+        // header; its file is sealed against shrinking. All fields are atomics, and any bytes are valid
+        // for them.
         unsafe { &*self.map.as_ptr().cast::<Header>() }
     }
 
-    fn slot(&self, position: u64) -> &[AtomicU64; WORDS] {
-        let index = (position % self.slots) as usize;
-        let offset = size_of::<Header>() + index * size_of::<Slot>();
-        // SAFETY: `index < slots`, and the mapping holds `slots` slots after the header (see `bytes`).
-        let slot = unsafe { self.map.as_ptr().add(offset) };
-        // SAFETY: inside the mapping as said; a header's size is a multiple of a slot's alignment.
-        // Atomics may be shared and hold any bytes.
-        unsafe { &(*slot.cast::<Slot>()).0 }
+    /// The life that counts.
+    fn life(&self) -> &AtomicU32 {
+        let header = self.header();
+        // Acquire pairs with the release in `Consumer::succeed`: the new life has begun.
+        &header.lives.0[header.rare.0.keeper.load(Ordering::Acquire) as usize & 1]
+    }
+
+    /// Whether the consumer is gone, orderly or not.
+    fn is_closed(&self) -> bool {
+        self.header().rare.0.closed.load(Ordering::Relaxed) != 0 || life::is_over(self.life())
     }
 }
 
-const _: () = assert!(size_of::<Header>().is_multiple_of(align_of::<Slot>()));
+impl Memory for Shared {
+    #[inline]
+    fn lanes(&self) -> usize {
+        self.lanes
+    }
 
-// SAFETY: all fields are atomics, but for the mutex, whose functions are made for sharing.
-unsafe impl Sync for Life {}
+    #[inline]
+    fn lane(&self, index: usize) -> Lane<'_> {
+        debug_assert!(index < self.lanes);
+        let headers = size_of::<Header>() + index * size_of::<LaneHeader>();
+        // SAFETY: inside the mapping (see `bytes`), since `index` is less than `lanes`.
+        let header = unsafe { self.map.as_ptr().add(headers) }.cast::<LaneHeader>();
+        // SAFETY: as above; a header's size is a multiple of a lane header's alignment. Atomics may be
+        // shared and hold any bytes.
+        let header = unsafe { &*header };
+        let words =
+            size_of::<Header>() + self.lanes * size_of::<LaneHeader>() + index * self.lane_bytes;
+        // SAFETY: inside the mapping, as above.
+        let words = unsafe { self.map.as_ptr().add(words) }.cast::<AtomicU64>();
+        // SAFETY: `lane_bytes` bytes from there on are the lane's (see `bytes`), aligned to words.
+        let words = unsafe { std::slice::from_raw_parts(words, self.lane_bytes / 8) };
+        Lane { state: &header.state.0, head: &header.head.0, words }
+    }
+
+    #[inline]
+    fn order(&self) -> &AtomicU64 {
+        &self.header().order.0
+    }
+
+    fn freed(&self) {
+        self.header().room.0.tell(life::wake);
+    }
+}
 
 /// The launcher's end of the ring. It stays on the thread that made it, by whose life producers tell
 /// whether waiting makes sense.
 pub struct Consumer {
+    /// Before the memory, of which it holds a word.
+    life: ManuallyDrop<Life>,
+    /// Which of the lives that is, and the process it belongs to.
+    keeper: u32,
+    pid: u32,
     shared: Shared,
     file: File,
-    head: u64,
-    published: u64,
-    torn: u64,
-    _not_send: PhantomData<*const ()>,
+    id: u64,
+    reader: Reader,
 }
 
 impl Consumer {
-    /// Makes a ring of `slots` slots (64 bytes each, a power of two), all of its memory reserved.
-    pub fn create(slots: usize) -> io::Result<Consumer> {
-        if !slots.is_power_of_two() || slots < 2 * slots_for(MAX_BYTES) as usize {
+    /// Makes a ring, all of its memory reserved.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the sizes are not accepted; `ResourceBusy` if the calling thread has a ring
+    /// already; what the system says otherwise, when memory or descriptors are short.
+    pub fn create(options: &RingOptions) -> io::Result<Consumer> {
+        let (lanes, lane_bytes) = (options.lanes as u64, options.lane_bytes as u64);
+        let Some(bytes) = Shared::bytes(lanes, lane_bytes) else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!(
-                    "{slots} slots: a power of two of at least {} is needed",
-                    (2 * slots_for(MAX_BYTES)).next_power_of_two()
+                    "{lanes} lanes of {lane_bytes} bytes: powers of two are needed, at most \
+                     {MOST_LANES} of {LEAST_LANE_BYTES} to {MOST_LANE_BYTES} bytes"
                 ),
             ));
-        }
+        };
         // SAFETY: a C string literal and flags; the call has no other requirement.
         let fd = unsafe {
             libc::memfd_create(
@@ -198,7 +265,6 @@ impl Consumer {
         }
         // SAFETY: `fd` was just returned by the kernel and belongs to nobody else.
         let file = unsafe { File::from_raw_fd(fd) };
-        let bytes = Shared::bytes(slots as u64).ok_or(io::ErrorKind::InvalidInput)?;
         let length = i64::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
         // Reserved now, so that a writer never meets SIGBUS for want of memory later.
         // SAFETY: plain system calls on a descriptor we own.
@@ -210,70 +276,116 @@ impl Consumer {
         if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, SEALS) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        let shared = Shared::map(&file, slots as u64)?;
+        let shared = Shared::map(&file, lanes, lane_bytes)?;
+        let id = random()?;
         let header = shared.header();
-        header.life.0.begin()?;
-        header.slots.store(slots as u64, Ordering::Relaxed);
+        // SAFETY: the life is dropped before the memory, in `Consumer::drop`.
+        let life = ManuallyDrop::new(unsafe { Life::begin(&header.lives.0[0]) }?);
+        header.id.store(id, Ordering::Relaxed);
+        header.lanes.store(lanes, Ordering::Relaxed);
+        header.lane_bytes.store(lane_bytes, Ordering::Relaxed);
+        header.rare.0.on_full.store(options.on_full as u32, Ordering::Relaxed);
+        header.rare.0.follow.store(options.follow as u32, Ordering::Relaxed);
         header.version.store(u64::from(VERSION), Ordering::Relaxed);
-        header.magic.store(MAGIC, Ordering::Release);
-        Ok(Consumer { shared, file, head: 0, published: 0, torn: 0, _not_send: PhantomData })
+        header.magic.store(MAGIC, Ordering::Relaxed);
+        let reader = Reader::new(options.lanes, 0);
+        let pid = std::process::id();
+        Ok(Consumer { life, keeper: 0, pid, shared, file, id, reader })
     }
 
-    /// The path by which any process of this machine that may look at this one finds the ring. It
-    /// needs no inherited descriptor.
-    pub fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    /// The value of [`crate::RING_VARIABLE`] by which processes find this ring: the path of its memory,
+    /// for any process of this machine that may look at this one, and its name. It needs no inherited
+    /// descriptor.
+    pub fn variable(&self) -> String {
+        format!("/proc/{}/fd/{}@{:016x}", std::process::id(), self.file.as_raw_fd(), self.id)
     }
 
-    /// Hands every committed record to `each`, oldest first, `most` at the most; returns how many.
+    /// The ring's memory, to be handed to processes that can't open it by its path.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// A random number: the ring's name.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Names the only process that is to be tracked, with [`Follow::None`].
+    pub fn set_only(&self, pid: u32) {
+        self.shared.header().rare.0.only.store(pid, Ordering::Relaxed);
+    }
+
+    /// Hands every record that is there to `each`, in the order in which they were begun, `most` at the
+    /// most; returns how many.
     pub fn drain(&mut self, most: usize, mut each: impl FnMut(&[u8])) -> usize {
-        let mut bytes = Vec::with_capacity(MAX_BYTES);
         let mut count = 0;
-        while count < most && self.read(&mut bytes) {
-            each(&bytes);
+        while count < most
+            && let Some(bytes) = self.reader.read(&self.shared)
+        {
+            each(bytes);
             count += 1;
         }
-        self.publish();
+        self.reader.publish_all(&self.shared);
         count
     }
 
-    /// Whether a record was begun but not yet committed at the place where the next one is due.
-    pub fn is_stalled(&self) -> bool {
-        self.claimed() > 0 && !self.is_committed(self.head)
+    /// Whether at the end of the last [`Consumer::drain`] a record was due that wasn't there, since its
+    /// writer had begun it and not finished. Later ones have to wait for it.
+    pub fn is_waiting(&self) -> bool {
+        self.reader.is_waiting()
     }
 
-    /// Gives up the record that is due and goes on with the next committed one. For use when its
-    /// writer is known to be gone.
-    pub fn skip_torn(&mut self) {
-        if self.is_stalled() {
-            self.skip();
-            self.publish();
-        }
+    /// The lanes that a writer holds now.
+    pub fn held(&self) -> impl Iterator<Item = Held> {
+        Reader::held(&self.shared)
     }
 
-    /// Whether producers have to wait for room.
+    /// Frees a lane whose writer is known to be dead, and counts its record as torn.
+    pub fn recover(&mut self, lane: usize) {
+        self.reader.recover(&self.shared, lane);
+    }
+
+    /// Goes on without the record that is due, after it was waited for long enough. If it comes after
+    /// all, it is delivered then, and counted as late.
+    pub fn pass(&mut self) {
+        self.reader.pass();
+    }
+
+    /// Whether producers may have to wait for room.
     pub fn is_full(&self) -> bool {
-        self.claimed() + slots_for(MAX_BYTES) > self.shared.slots
+        Reader::is_full(&self.shared)
     }
 
     /// Leaves what was not read, and counts it as torn.
     pub fn abandon(&mut self) {
-        self.torn += u64::from(self.claimed() > 0);
+        self.reader.abandon(&self.shared);
     }
 
     /// Tells producers to stop. Records that were begun before may still come.
     pub fn close(&self) {
-        self.shared.header().closed.store(1, Ordering::Release);
+        let header = self.shared.header();
+        header.rare.0.closed.store(1, Ordering::Release);
+        header.room.0.tell(life::wake);
     }
 
     /// How many records producers could not deliver.
     pub fn dropped(&self) -> u64 {
-        self.shared.header().dropped.load(Ordering::Relaxed)
+        self.shared.header().dropped.0.load(Ordering::Relaxed)
     }
 
-    /// How many records were begun and never finished, or made no sense as a record of the ring.
+    /// How many records were begun and never finished.
     pub fn torn(&self) -> u64 {
-        self.torn
+        self.reader.torn()
+    }
+
+    /// How many records came after [`Consumer::pass`].
+    pub fn late(&self) -> u64 {
+        self.reader.late()
+    }
+
+    /// How often a lane, or the order of the records, made no sense: no producer of ours does that.
+    pub fn spoiled(&self) -> u64 {
+        self.reader.spoiled()
     }
 
     /// How often `process` called the hook of each of the first [`COUNTED_SYMBOLS`] symbols.
@@ -282,75 +394,67 @@ impl Consumer {
         Some(std::array::from_fn(|symbol| counters.0[symbol].load(Ordering::Relaxed)))
     }
 
-    /// The pids of the processes that have come to the ring, the first [`KNOWN_PROCESSES`] of them.
-    pub fn pids(&self) -> impl Iterator<Item = u32> {
-        let pids = self.shared.header().pids.iter().map(|pid| pid.load(Ordering::Relaxed));
-        pids.filter(|&pid| pid != 0)
+    /// The processes that have come to the ring, the first [`KNOWN_PROCESSES`] of them: number, pid
+    /// (0: unknown), and start time in clock ticks since the machine's start.
+    pub fn processes(&self) -> impl Iterator<Item = (u32, u32, u64)> {
+        let rows = self.shared.header().rows.0.iter().zip(0..);
+        rows.filter(|(row, _)| row.used.load(Ordering::Acquire) != 0).map(|(row, number)| {
+            let pid = row.pid.load(Ordering::Relaxed);
+            (number, pid, row.start_ticks.load(Ordering::Relaxed))
+        })
     }
 
-    /// Slots between the consumer and the producers; a count that can't be is the ring's end.
-    fn claimed(&self) -> u64 {
-        let tail = self.shared.header().tail.0.load(Ordering::Acquire);
-        tail.saturating_sub(self.head).min(self.shared.slots)
-    }
-
-    fn is_committed(&self, position: u64) -> bool {
-        // Pairs with the release store at the end of `Producer::write`.
-        self.shared.slot(position)[0].load(Ordering::Acquire) == position + 1
-    }
-
-    /// Copies the next record into `bytes`, if there is one.
-    fn read(&mut self, bytes: &mut Vec<u8>) -> bool {
-        loop {
-            let claimed = self.claimed();
-            if claimed == 0 || !self.is_committed(self.head) {
-                return false;
-            }
-            let length = self.shared.slot(self.head)[1].load(Ordering::Relaxed);
-            let slots = usize::try_from(length).map(slots_for).unwrap_or(u64::MAX);
-            if length > MAX_BYTES as u64 || slots > claimed {
-                // Not something our producers write. Its slots are unknown, so look for the next one.
-                self.skip();
-                continue;
-            }
-            bytes.clear();
-            for index in 0..slots {
-                let words = &self.shared.slot(self.head + index)[if index == 0 { 2 } else { 1 }..];
-                for word in words {
-                    bytes.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
-                }
-            }
-            bytes.truncate(length as usize);
-            self.head += slots;
-            if self.head - self.published >= PUBLISH_EVERY {
-                self.publish();
-            }
-            return true;
+    /// Makes a process that was forked from the consumer's the one by whose life producers go on. To be
+    /// called there, while the consumer's own thread lives and does nothing more with the ring.
+    ///
+    /// # Errors
+    /// `ResourceBusy` if the ring was handed on before, and the first thread still lives; what the
+    /// system says otherwise.
+    pub fn succeed(&mut self) -> io::Result<()> {
+        let header = self.shared.header();
+        let keeper = 1 - self.keeper;
+        let word = &header.lives.0[keeper as usize];
+        if !life::is_over(word) {
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "the ring was handed on before, by a process that still lives",
+            ));
         }
-    }
-
-    /// Leaves the record at `head` for the next committed one, or for the end.
-    fn skip(&mut self) {
-        let end = self.head + self.claimed();
-        self.torn += 1;
-        self.head += 1;
-        while self.head < end && !self.is_committed(self.head) {
-            self.head += 1;
-        }
-    }
-
-    fn publish(&mut self) {
-        // Pairs with the acquire load in `Producer::claim`: the slots were read before they are reused.
-        self.shared.header().head.0.store(self.head, Ordering::Release);
-        self.published = self.head;
+        // SAFETY: in this process, nobody uses the life again: the new one takes its place.
+        let inherited = unsafe { ManuallyDrop::take(&mut self.life) };
+        inherited.forget_in_child();
+        // SAFETY: the life is dropped before the memory, in `Consumer::drop`.
+        self.life = ManuallyDrop::new(unsafe { Life::begin(word) }?);
+        self.keeper = keeper;
+        self.pid = std::process::id();
+        // Release pairs with the acquire in `Shared::life`.
+        header.rare.0.keeper.store(keeper, Ordering::Release);
+        // Who waits has to wait for the new life's end from now on.
+        header.room.0.wake(life::wake);
+        Ok(())
     }
 }
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        self.close();
-        self.shared.header().life.0.end();
+        // In a forked child that did not succeed it, it is still the parent's.
+        if self.pid != std::process::id() {
+            return;
+        }
+        if self.shared.header().rare.0.keeper.load(Ordering::Relaxed) == self.keeper {
+            self.close();
+        }
+        // SAFETY: taken here only, and never used again.
+        drop(unsafe { ManuallyDrop::take(&mut self.life) });
     }
+}
+
+fn random() -> io::Result<u64> {
+    let mut number = 0_u64;
+    let size = size_of_val(&number);
+    // SAFETY: a place for as many bytes.
+    let count = unsafe { libc::getrandom((&raw mut number).cast(), size, 0) };
+    if count == size as isize { Ok(number) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Why a producer could not use the ring it was told of.
@@ -359,64 +463,107 @@ pub enum AttachError {
     /// It could not be opened or mapped.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// What it was told is not what a launcher says.
+    #[error("not a ring's path and name")]
+    Variable,
+    /// Another user made what is there.
+    #[error("another user's")]
+    Owner,
+    /// What is there is not memory that its owner can't change the size of.
+    #[error("not sealed memory")]
+    Unsealed,
     /// What is there is not a ring of this version.
     #[error("not a ring of version {VERSION}")]
     Foreign,
+    /// What is there is another ring than the one that was named.
+    #[error("another ring")]
+    Other,
 }
 
 /// A program's end of the ring; shared by its threads.
 pub struct Producer {
     shared: Shared,
-    /// Where the consumer was when last looked: never ahead of it.
-    head: AtomicU64,
+}
+
+/// The path and the id in a value of [`crate::RING_VARIABLE`].
+pub fn parse_variable(variable: &OsStr) -> Option<(&Path, u64)> {
+    let variable = variable.as_bytes();
+    let at = variable.iter().rposition(|&byte| byte == b'@')?;
+    let id = str::from_utf8(&variable[at + 1..]).ok()?;
+    let is_id = id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = u64::from_str_radix(id, 16).ok().filter(|_| is_id)?;
+    Some((Path::new(OsStr::from_bytes(&variable[..at])), id))
 }
 
 impl Producer {
-    /// Maps the ring at `path`. No descriptor stays open.
-    pub fn attach(path: &Path) -> Result<Producer, AttachError> {
+    /// Maps the ring that `variable`, a value of [`crate::RING_VARIABLE`], names. No descriptor stays
+    /// open.
+    ///
+    /// # Errors
+    /// What there is instead of a ring that this process can use.
+    pub fn attach(variable: impl AsRef<OsStr>) -> Result<Producer, AttachError> {
+        let (path, id) = parse_variable(variable.as_ref()).ok_or(AttachError::Variable)?;
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
         let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
-        // SAFETY: a plain system call on a descriptor we own.
-        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-        let bytes = file.metadata()?.len();
-        let slots = bytes.saturating_sub(size_of::<Header>() as u64) / size_of::<Slot>() as u64;
-        if seals < 0 || seals & SEALS != SEALS || slots == 0 || Shared::bytes(slots) != Some(bytes)
-        {
-            return Err(AttachError::Foreign);
-        }
-        let shared = Shared::map(&file, slots)?;
-        let header = shared.header();
-        let fits = header.magic.load(Ordering::Acquire) == MAGIC
-            && header.version.load(Ordering::Relaxed) == u64::from(VERSION)
-            && header.slots.load(Ordering::Relaxed) == slots
-            && slots.is_power_of_two();
-        if !fits {
-            return Err(AttachError::Foreign);
-        }
-        let head = AtomicU64::new(header.head.0.load(Ordering::Relaxed));
-        Ok(Producer { shared, head })
+        Producer::attach_file(file, id)
     }
 
-    /// A number for the process `pid`, this one, that no other of this ring has.
-    pub fn new_process(&self, pid: u32) -> u32 {
+    /// Maps the ring in `file`, if its name is `id`. No descriptor stays open.
+    ///
+    /// # Errors
+    /// As [`Producer::attach`]'s.
+    pub fn attach_file(file: File, id: u64) -> Result<Producer, AttachError> {
+        let metadata = file.metadata()?;
+        // SAFETY: takes nothing.
+        if metadata.uid() != unsafe { libc::geteuid() } {
+            return Err(AttachError::Owner);
+        }
+        // SAFETY: a plain system call on a descriptor we own.
+        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+        if !metadata.is_file() || seals < 0 || seals & SEALS != SEALS {
+            return Err(AttachError::Unsealed);
+        }
+        // What is mapped later has the same sizes, which nobody can change.
+        let mut start = [0_u64; 5];
+        let is_there = file.read_exact_at(bytemuck::cast_slice_mut(&mut start), 0).is_ok();
+        let [magic, version, name, lanes, lane_bytes] = start;
+        let is_ring = is_there && magic == MAGIC && version == u64::from(VERSION);
+        if !is_ring || Shared::bytes(lanes, lane_bytes) != Some(metadata.len()) {
+            return Err(AttachError::Foreign);
+        }
+        if name != id {
+            return Err(AttachError::Other);
+        }
+        let shared = Shared::map(&file, lanes, lane_bytes)?;
+        Ok(Producer { shared })
+    }
+
+    /// A number for a process that no other of this ring has. `pid` is this process's as the launcher
+    /// sees it (0: unknown), and `start_ticks` its start in clock ticks since the machine's start.
+    pub fn new_process(&self, pid: u32, start_ticks: u64) -> u32 {
         let header = self.shared.header();
-        let process = header.processes.fetch_add(1, Ordering::Relaxed) as u32;
-        if let Some(place) = header.pids.get(process as usize) {
-            place.store(pid, Ordering::Relaxed);
+        let process = header.processes.0.fetch_add(1, Ordering::Relaxed);
+        // As if they were the last.
+        let process = u32::try_from(process).unwrap_or(u32::MAX);
+        if let Some(row) = header.rows.0.get(process as usize) {
+            row.pid.store(pid, Ordering::Relaxed);
+            row.start_ticks.store(start_ticks, Ordering::Relaxed);
+            // Pairs with the acquire in `Consumer::processes`.
+            row.used.store(1, Ordering::Release);
         }
         process
     }
 
     /// Gives back a number that no record was written with.
     pub fn forget_process(&self, process: u32) {
-        if let Some(place) = self.shared.header().pids.get(process as usize) {
-            place.store(0, Ordering::Relaxed);
+        if let Some(row) = self.shared.header().rows.0.get(process as usize) {
+            row.used.store(0, Ordering::Relaxed);
         }
     }
 
     /// Counts records that could not even be tried to write.
     pub fn count_dropped(&self, records: u64) {
-        self.shared.header().dropped.fetch_add(records, Ordering::Relaxed);
+        self.shared.header().dropped.0.fetch_add(records, Ordering::Relaxed);
     }
 
     /// Counts a call of the hook of `symbol`.
@@ -430,121 +577,134 @@ impl Producer {
 
     /// Whether the consumer is gone, orderly or not.
     pub fn is_closed(&self) -> bool {
-        let header = self.shared.header();
-        header.closed.load(Ordering::Relaxed) != 0 || header.life.0.ended()
+        self.shared.is_closed()
     }
 
-    /// Writes one record of `head` and `tail`, [`MAX_BYTES`] together at the most. Waits while the ring
-    /// is full; returns whether it was written. It isn't when the record is too long, or the consumer
-    /// is gone: both are counted as dropped, but for records that are begun after it closed.
+    /// Which processes are tracked.
+    pub fn follow(&self) -> Follow {
+        match self.shared.header().rare.0.follow.load(Ordering::Relaxed) {
+            follow if follow == Follow::None as u32 => Follow::None,
+            follow if follow == Follow::Always as u32 => Follow::Always,
+            _ => Follow::Inherit,
+        }
+    }
+
+    /// The pid of the only process to be tracked, as the launcher sees it, with [`Follow::None`]; 0 if
+    /// it isn't known yet.
+    pub fn only(&self) -> u32 {
+        self.shared.header().rare.0.only.load(Ordering::Relaxed)
+    }
+
+    /// Writes one record of `head` and `tail`, [`MAX_BYTES`] together at the most, for the process of
+    /// that number. `lane_hint` is the calling thread's own, and 0 at first. Returns whether it was
+    /// written. It isn't when the record is too long, or the consumer is gone, or there is no room and
+    /// the consumer would rather have it dropped: all are counted as dropped, but for records that are
+    /// begun after it closed. Otherwise it waits for room.
     ///
-    /// Allocates nothing and takes no lock. A signal handler that interrupts it may call it too, but
-    /// must not fill the ring: the consumer can't pass the record that was interrupted.
+    /// Allocates nothing, takes no lock, and keeps `errno`. A signal handler that interrupts it may call
+    /// it too.
     #[inline]
-    pub fn write(&self, head: &[u64], tail: &[u8]) -> bool {
+    pub fn write(&self, lane_hint: &Cell<u32>, process: u32, head: &[u64], tail: &[u8]) -> bool {
         // Nobody reads any more, so it isn't counted either.
-        if self.shared.header().closed.load(Ordering::Relaxed) != 0 {
+        if self.shared.header().rare.0.closed.load(Ordering::Relaxed) != 0 {
             return false;
         }
-        let length = size_of_val(head) + tail.len();
-        let slots = slots_for(length);
-        let position = if length <= MAX_BYTES { self.claim(slots) } else { None };
-        let Some(position) = position else {
-            self.shared.header().dropped.fetch_add(1, Ordering::Relaxed);
+        if size_of_val(head) + tail.len() > MAX_BYTES {
+            self.count_dropped(1);
             return false;
-        };
-        let mut bytes = Words { head, tail };
-        let first = self.shared.slot(position);
-        first[1].store(length as u64, Ordering::Relaxed);
-        first[2..].iter().for_each(|word| word.store(bytes.next(), Ordering::Relaxed));
-        for index in 1..slots {
-            let next = self.shared.slot(position.wrapping_add(index));
-            next[0].store(0, Ordering::Relaxed);
-            next[1..].iter().for_each(|word| word.store(bytes.next(), Ordering::Relaxed));
         }
-        first[0].store(position.wrapping_add(1), Ordering::Release);
-        true
-    }
-
-    #[inline]
-    fn claim(&self, slots: u64) -> Option<u64> {
-        let header = self.shared.header();
-        let mut position = header.tail.0.load(Ordering::Relaxed);
-        loop {
-            // Wrapping and saturating, since another process may have spoiled what is read here.
-            let end = position.wrapping_add(slots);
-            if end.saturating_sub(self.head.load(Ordering::Acquire)) > self.shared.slots {
-                // Pairs with the release store in `Consumer::publish`.
-                let head = header.head.0.load(Ordering::Acquire);
-                self.head.store(head, Ordering::Release);
-                if end.saturating_sub(head) > self.shared.slots {
-                    if !self.wait() {
-                        return None;
-                    }
-                    position = header.tail.0.load(Ordering::Relaxed);
-                    continue;
-                }
-            }
-            match header.tail.0.compare_exchange_weak(
-                position,
-                end,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Some(position),
-                Err(now) => position = now,
-            }
+        if lane_hint.get() == 0 {
+            self.give_lane(lane_hint);
+        }
+        match Writer::new(process).write(&self.shared, lane_hint, head, tail) {
+            Ok(()) => true,
+            Err(why) => self.write_later(why, lane_hint, process, head, tail),
         }
     }
 
-    /// Waits a little for the consumer; false if there is none any more.
+    /// Gives a thread a lane to begin with. Threads that begin with different ones meet less often.
     #[cold]
-    fn wait(&self) -> bool {
-        if self.is_closed() {
-            return false;
-        }
+    fn give_lane(&self, hint: &Cell<u32>) {
+        let thread = self.shared.header().rare.0.threads.fetch_add(1, Ordering::Relaxed);
+        // Not 0, but the same lane.
+        let lanes = self.shared.lanes as u32;
+        hint.set(thread % lanes + lanes);
+    }
+
+    /// Goes on where there was no room, or the lane was lost.
+    #[cold]
+    fn write_later(
+        &self,
+        why: Refused,
+        hint: &Cell<u32>,
+        process: u32,
+        head: &[u64],
+        tail: &[u8],
+    ) -> bool {
         let _errno = KeepErrno::new();
-        std::thread::sleep(Duration::from_micros(100));
-        true
-    }
-}
-
-/// Slots that a record of `bytes` bytes takes.
-const fn slots_for(bytes: usize) -> u64 {
-    1 + bytes.saturating_sub(FIRST_BYTES).div_ceil(NEXT_BYTES) as u64
-}
-
-/// The words of a record, zeros after its end.
-struct Words<'a> {
-    head: &'a [u64],
-    tail: &'a [u8],
-}
-
-impl Words<'_> {
-    #[inline]
-    fn next(&mut self) -> u64 {
-        if let Some((word, rest)) = self.head.split_first() {
-            self.head = rest;
-            return *word;
+        let header = self.shared.header();
+        let mut refused = why;
+        let mut yields = 0;
+        loop {
+            let Refused::NoRoom { held } = refused else {
+                // Who took the lane away has counted it.
+                return false;
+            };
+            // Other writers hold their lanes for a moment only.
+            let is_brief = held && yields < YIELDS;
+            if !is_brief && header.rare.0.on_full.load(Ordering::Relaxed) == OnFull::Drop as u32 {
+                self.count_dropped(1);
+                return false;
+            }
+            let mut ticket = None;
+            if is_brief {
+                yields += 1;
+                std::thread::yield_now();
+            } else {
+                ticket = Some(header.room.0.announce());
+            }
+            match Writer::new(process).write(&self.shared, hint, head, tail) {
+                Ok(()) => return true,
+                Err(why) => refused = why,
+            }
+            if self.is_closed() {
+                // The kernel wakes only one of those who wait.
+                header.room.0.wake(life::wake);
+                self.count_dropped(1);
+                return false;
+            }
+            if let (Some(ticket), Refused::NoRoom { held }) = (ticket, refused) {
+                let limit = held.then_some(HELD_LIMIT);
+                life::wait(&header.room.0, ticket, self.shared.life(), limit);
+            }
         }
-        let mut word = [0; 8];
-        let (start, rest) = self.tail.split_at(self.tail.len().min(8));
-        word[..start.len()].copy_from_slice(start);
-        self.tail = rest;
-        u64::from_le_bytes(word)
     }
 }
+
+/// How often to let others run before waiting for a lane that another writer holds.
+const YIELDS: u32 = 100;
+/// How long to wait for one then.
+const HELD_LIMIT: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lane::Step;
+    use std::io::{PipeReader, PipeWriter, Read, Write};
+    use std::sync::mpsc;
     use std::thread;
+    use std::time::Instant;
 
-    const SLOTS: usize = 512;
+    const TINY: RingOptions = RingOptions {
+        lanes: 2,
+        lane_bytes: 16 << 10,
+        on_full: OnFull::Wait,
+        follow: Follow::Inherit,
+    };
 
     fn ring() -> (Consumer, Producer) {
-        let consumer = Consumer::create(SLOTS).unwrap();
-        let producer = Producer::attach(Path::new(&consumer.path())).unwrap();
+        let consumer = Consumer::create(&TINY).unwrap();
+        let producer = Producer::attach(consumer.variable()).unwrap();
         (consumer, producer)
     }
 
@@ -552,6 +712,18 @@ mod tests {
         let mut records = Vec::new();
         consumer.drain(usize::MAX, |bytes| records.push(bytes.to_vec()));
         records
+    }
+
+    fn write(producer: &Producer, tail: &[u8]) -> bool {
+        producer.write(&Cell::new(0), 0, &[], tail)
+    }
+
+    /// Writes until there is no room; how often.
+    fn fill(producer: &Producer) -> usize {
+        let hint = Cell::new(0);
+        (0..)
+            .take_while(|_| Writer::new(0).write(&producer.shared, &hint, &[], b"full").is_ok())
+            .count()
     }
 
     #[test]
@@ -562,17 +734,17 @@ mod tests {
             let (head, tail) = bytes.split_at(length / 3 / 8 * 8);
             let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
             let words: Vec<u64> = head.chunks(8).map(word).collect();
-            assert!(producer.write(&words, tail));
+            assert!(producer.write(&Cell::new(0), 0, &words, tail));
             assert_eq!(drain(&mut consumer), [bytes]);
         }
-        assert_eq!((consumer.torn(), consumer.dropped()), (0, 0));
+        assert_eq!((consumer.torn(), consumer.dropped(), consumer.spoiled()), (0, 0, 0));
     }
 
     #[test]
     fn a_record_that_is_too_long_is_dropped_and_counted() {
         let (mut consumer, producer) = ring();
-        assert!(!producer.write(&[], &vec![1; MAX_BYTES + 1]));
-        assert!(producer.write(&[], b"next"));
+        assert!(!write(&producer, &vec![1; MAX_BYTES + 1]));
+        assert!(write(&producer, b"next"));
         assert_eq!(drain(&mut consumer), [b"next"]);
         assert_eq!(consumer.dropped(), 1);
     }
@@ -587,9 +759,11 @@ mod tests {
             for thread in 0..THREADS {
                 let producer = &producer;
                 scope.spawn(move || {
+                    let hint = Cell::new(0);
                     for count in 0..EACH {
                         let head = u64::from(count) << 32 | u64::from(thread);
-                        assert!(producer.write(&[head], &vec![0; (count % 150) as usize]));
+                        let tail = vec![0; (count % 150) as usize];
+                        assert!(producer.write(&hint, thread, &[head], &tail));
                     }
                 });
             }
@@ -605,102 +779,321 @@ mod tests {
         for counts in seen {
             assert!(counts.into_iter().eq(0..EACH), "each thread's records stay in order");
         }
-        assert_eq!((consumer.torn(), consumer.dropped()), (0, 0));
+        assert_eq!((consumer.torn(), consumer.dropped(), consumer.spoiled()), (0, 0, 0));
     }
 
-    #[test]
-    fn a_producer_stops_waiting_when_the_consumer_closes() {
-        let (consumer, producer) = ring();
-        for _ in 0..SLOTS {
-            assert!(producer.write(&[], b"full"));
-        }
+    /// Has so many threads wait for room, sees to it that they do, runs `end`, and returns what their
+    /// writing came to, and how long that took.
+    fn waiting<T>(
+        producer: &Producer,
+        threads: usize,
+        end: impl FnOnce() -> T,
+    ) -> (Vec<bool>, Duration) {
+        fill(producer);
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| producer.write(&[], b"more"));
-            thread::sleep(Duration::from_millis(20));
-            assert!(!waiting.is_finished(), "it waits while the consumer lives");
-            consumer.close();
-            assert!(!waiting.join().unwrap());
-        });
-        assert_eq!(consumer.dropped(), 1);
+            let one = || {
+                set_errno(77);
+                let written = write(producer, b"more");
+                assert_eq!(io::Error::last_os_error().raw_os_error(), Some(77));
+                written
+            };
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+            thread::sleep(Duration::from_millis(50));
+            assert!(threads.iter().all(|one| !one.is_finished()), "they wait while it lives");
+            let begun = Instant::now();
+            end();
+            let written = threads.into_iter().map(|one| one.join().unwrap()).collect();
+            (written, begun.elapsed())
+        })
+    }
+
+    fn set_errno(value: i32) {
+        // SAFETY: takes nothing.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: this thread's errno is always there.
+        unsafe { *errno = value };
     }
 
     #[test]
-    fn a_producer_stops_waiting_when_the_consumers_thread_dies() {
-        let (path_to_here, path) = std::sync::mpsc::channel();
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    fn producers_go_on_when_room_is_made() {
+        let (mut consumer, producer) = ring();
+        let mut count = 0;
+        let (written, time) = waiting(&producer, 3, || count = consumer.drain(usize::MAX, |_| ()));
+        assert_eq!(written, [true; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
+        // Some of what they write may have come to the first reading.
+        count += drain(&mut consumer).len();
+        assert_eq!(count, 2 * ((16 << 10) / 24) + 3);
+        assert_eq!(consumer.dropped(), 0);
+    }
+
+    #[test]
+    fn producers_stop_waiting_when_the_consumer_closes() {
+        let (consumer, producer) = ring();
+        let (written, time) = waiting(&producer, 3, || consumer.close());
+        assert_eq!(written, [false; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
+        assert_eq!(consumer.dropped(), 3);
+        assert!(!write(&producer, b"later"));
+        assert_eq!(consumer.dropped(), 3, "what begins when nobody reads isn't counted");
+    }
+
+    #[test]
+    fn producers_stop_waiting_when_the_consumers_thread_dies() {
+        let (variable_to_here, variable) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel::<()>();
         let owner = thread::spawn(move || {
-            let consumer = Consumer::create(SLOTS).unwrap();
-            path_to_here.send(consumer.path()).unwrap();
+            let consumer = Consumer::create(&TINY).unwrap();
+            variable_to_here.send(consumer.variable()).unwrap();
             stopped.recv().unwrap_err();
             // As a kill would: the thread goes without closing the ring.
             std::mem::forget(consumer);
         });
-        let producer = Producer::attach(Path::new(&path.recv().unwrap())).unwrap();
-        while producer.shared.header().tail.0.load(Ordering::Relaxed) < SLOTS as u64 {
-            assert!(producer.write(&[], b"full"));
-        }
+        let producer = Producer::attach(variable.recv().unwrap()).unwrap();
         assert!(!producer.is_closed());
-        drop(stop);
+        let (written, time) = waiting(&producer, 3, || drop(stop));
         owner.join().unwrap();
-        assert!(!producer.write(&[], b"more"));
+        assert_eq!(written, [false; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
+        assert!(producer.is_closed());
     }
 
     #[test]
-    fn a_hole_is_passed_when_asked_and_counted() {
-        let (mut consumer, producer) = ring();
-        assert!(producer.write(&[], b"before"));
-        producer.claim(3).unwrap();
-        assert!(producer.write(&[], b"after"));
-        assert_eq!(drain(&mut consumer), [b"before".to_vec()]);
-        assert!(consumer.is_stalled());
-        consumer.skip_torn();
-        assert_eq!(drain(&mut consumer), [b"after".to_vec()]);
-        assert!(!consumer.is_stalled());
-        assert_eq!(consumer.torn(), 1);
+    fn producers_stop_waiting_when_the_consumers_process_is_killed() {
+        let (to_parent, to_child) = (Pipe::new(), Pipe::new());
+        let child = fork(|| {
+            let consumer = Consumer::create(&TINY).unwrap();
+            to_parent.write(consumer.variable().as_bytes());
+            to_child.read();
+        });
+        let producer = Producer::attach(OsStr::from_bytes(&to_parent.read())).unwrap();
+        let (written, time) = waiting(&producer, 3, || child.kill());
+        assert_eq!(written, [false; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
+        assert!(producer.is_closed());
     }
 
     #[test]
-    fn a_hostile_writer_costs_records_and_no_more() {
-        let (mut consumer, producer) = ring();
-        let position = producer.claim(1).unwrap();
-        let slot = producer.shared.slot(position);
-        slot[1].store(u64::MAX, Ordering::Relaxed);
-        slot[0].store(position + 1, Ordering::Release);
-        assert!(producer.write(&[], b"good"));
-        assert_eq!(drain(&mut consumer), [b"good".to_vec()]);
-        assert_eq!(consumer.torn(), 1);
+    fn the_ring_goes_on_with_a_process_that_was_forked() {
+        let (to_parent, to_child) = (Pipe::new(), Pipe::new());
+        let parent = fork(|| {
+            let mut consumer = Consumer::create(&TINY).unwrap();
+            to_parent.write(consumer.variable().as_bytes());
+            to_child.read();
+            let heir = fork(|| {
+                consumer.succeed().unwrap();
+                assert_eq!(consumer.succeed().unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+                to_parent.write(b"mine");
+                to_child.read();
+                consumer.drain(usize::MAX, |_| ());
+                to_parent.write(b"read");
+                to_child.read();
+            });
+            to_parent.write(&heir.0.to_le_bytes());
+            to_child.read();
+        });
+        let producer = Producer::attach(OsStr::from_bytes(&to_parent.read())).unwrap();
+        to_child.write(b"fork");
+        let answers = [to_parent.read(), to_parent.read()];
+        let heir = answers.iter().find(|answer| *answer != b"mine").unwrap();
+        let heir = Process(i32::from_le_bytes(
+            [heir.as_slice(), &[0; 4]].concat()[..4].try_into().unwrap(),
+        ));
+        parent.kill();
+        assert!(!producer.is_closed(), "it is the heir's");
+        let read = || {
+            to_child.write(b"read");
+            assert_eq!(to_parent.read(), b"read");
+        };
+        let (written, _) = waiting(&producer, 3, read);
+        assert_eq!(written, [true; 3]);
+        let (written, time) = waiting(&producer, 3, || heir.kill());
+        assert_eq!(written, [false; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
+        assert!(producer.is_closed());
+    }
 
-        producer.shared.header().tail.0.store(u64::MAX, Ordering::Relaxed);
-        assert!(drain(&mut consumer).is_empty());
-        consumer.skip_torn();
-        assert!(drain(&mut consumer).is_empty());
+    #[test]
+    fn a_child_that_only_ends_leaves_the_ring_as_it_is() {
+        let (consumer, producer) = ring();
+        let mut consumer = Some(consumer);
+        fork(|| drop(consumer.take())).wait();
+        assert!(!producer.is_closed());
+        assert!(write(&producer, b"one"));
+        assert_eq!(drain(consumer.as_mut().unwrap()), [b"one"]);
+    }
+
+    #[test]
+    fn a_thread_keeps_one_ring_at_a_time() {
+        let first = Consumer::create(&TINY).unwrap();
+        let second = Consumer::create(&TINY).err().unwrap();
+        assert_eq!(second.kind(), io::ErrorKind::ResourceBusy);
+        drop(first);
+        assert!(Consumer::create(&TINY).is_ok());
+    }
+
+    #[test]
+    fn where_there_is_no_room_records_may_be_dropped_and_counted() {
+        let options = RingOptions { on_full: OnFull::Drop, ..TINY };
+        let mut consumer = Consumer::create(&options).unwrap();
+        let producer = Producer::attach(consumer.variable()).unwrap();
+        let room = fill(&producer);
+        assert!(consumer.is_full());
+        set_errno(77);
+        assert!(!write(&producer, b"more"));
+        assert_eq!(io::Error::last_os_error().raw_os_error(), Some(77));
+        // Also if some lane is held, and stays so.
+        assert_eq!(drain(&mut consumer).len(), room);
+        assert_eq!(stop_at(&producer, 0, Step::Filled), Err(Refused::Stopped));
+        fill(&producer);
+        assert!(!write(&producer, b"more"));
+        assert_eq!(consumer.dropped(), 2);
+    }
+
+    fn stop_at(producer: &Producer, process: u32, step: Step) -> Result<(), Refused> {
+        let mut writer = Writer::new(process);
+        writer.stop = Some(step);
+        writer.write(&producer.shared, &Cell::new(2), &[2], b"torn")
+    }
+
+    /// The table in the documentation of [`crate::lane`], with processes that are really killed.
+    #[test]
+    fn a_writers_process_may_be_killed_at_every_step() {
+        let steps =
+            [Step::Picked, Step::Held, Step::Numbered, Step::Framed, Step::Filled, Step::Committed];
+        for step in steps {
+            let (mut consumer, producer) = ring();
+            let living = producer.new_process(1, 0);
+            let dying = producer.new_process(2, 0);
+            let child = fork(|| {
+                producer.write(&Cell::new(2), dying, &[1], b"");
+                assert_eq!(stop_at(&producer, dying, step), Err(Refused::Stopped));
+                // SAFETY: sends a signal to this process.
+                unsafe { libc::raise(libc::SIGKILL) };
+            });
+            assert_eq!(child.wait(), libc::SIGKILL);
+            for value in [3, 4] {
+                assert!(producer.write(&Cell::new(2), living, &[value], b""));
+            }
+            let (is_held, has_number) = match step {
+                Step::Picked | Step::Committed => (false, false),
+                Step::Held => (true, false),
+                Step::Numbered | Step::Framed | Step::Filled => (true, true),
+            };
+            let mut values: Vec<u8> = drain(&mut consumer).iter().map(|bytes| bytes[0]).collect();
+            assert_eq!(consumer.is_waiting(), has_number, "{step:?}");
+            assert_eq!(
+                values.len(),
+                if has_number { 1 } else { 3 + usize::from(!is_held && step != Step::Picked) }
+            );
+            let held: Vec<_> = consumer.held().collect();
+            assert_eq!(held.len(), usize::from(is_held), "{step:?}");
+            for held in held {
+                assert_eq!(held.process, dying);
+                consumer.recover(held.lane);
+            }
+            values.extend(drain(&mut consumer).iter().map(|bytes| bytes[0]));
+            let expected: &[u8] = if step == Step::Committed { &[1, 2, 3, 4] } else { &[1, 3, 4] };
+            assert_eq!(values, expected, "{step:?}");
+            assert_eq!(consumer.torn(), u64::from(is_held));
+            let others = (consumer.late(), consumer.spoiled(), consumer.dropped());
+            assert_eq!(others, (0, 0, 0));
+        }
+    }
+
+    /// A child of the test.
+    struct Process(i32);
+
+    impl Process {
+        fn kill(&self) {
+            // SAFETY: sends a signal to a process that the test made.
+            assert_eq!(unsafe { libc::kill(self.0, libc::SIGKILL) }, 0);
+        }
+
+        /// The signal that ended it, or 0.
+        fn wait(&self) -> i32 {
+            let mut status = 0;
+            // SAFETY: a place for the status.
+            assert_eq!(unsafe { libc::waitpid(self.0, &mut status, 0) }, self.0);
+            if libc::WIFSIGNALED(status) {
+                libc::WTERMSIG(status)
+            } else {
+                libc::WEXITSTATUS(status)
+            }
+        }
+    }
+
+    /// Runs something in another process. Its threads are not there, so it should do little.
+    fn fork(child: impl FnOnce()) -> Process {
+        // SAFETY: the C library makes its own locks fit for use in the child.
+        match unsafe { libc::fork() } {
+            0 => {
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+                // SAFETY: takes a number.
+                unsafe { libc::_exit(i32::from(result.is_err())) }
+            }
+            pid => {
+                assert!(pid > 0);
+                Process(pid)
+            }
+        }
+    }
+
+    /// A pipe for short messages: each has the same length, so that they don't run into each other.
+    struct Pipe(PipeReader, PipeWriter);
+
+    impl Pipe {
+        const BYTES: usize = 64;
+
+        fn new() -> Pipe {
+            let (reader, writer) = io::pipe().unwrap();
+            Pipe(reader, writer)
+        }
+
+        fn write(&self, message: &[u8]) {
+            let mut bytes = [0; Pipe::BYTES];
+            bytes[..message.len()].copy_from_slice(message);
+            (&self.1).write_all(&bytes).unwrap();
+        }
+
+        fn read(&self) -> Vec<u8> {
+            let mut bytes = [0; Pipe::BYTES];
+            (&self.0).read_exact(&mut bytes).unwrap();
+            let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+            bytes[..end].to_vec()
+        }
     }
 
     #[test]
     fn only_a_ring_is_attached() {
-        let attach = |path: &str| Producer::attach(Path::new(path)).err().unwrap().to_string();
-        assert_eq!(attach("/dev/null"), format!("not a ring of version {VERSION}"));
-        assert!(attach("/proc/self/fd/999999").contains("No such file"));
-        assert!(attach("").contains("No such file"));
+        let attach = |variable: &str| Producer::attach(variable).err().unwrap().to_string();
+        assert_eq!(attach("/dev/null@0123456789abcdef"), "not sealed memory");
+        assert!(attach("/proc/self/fd/999999@0123456789abcdef").contains("No such file"));
+        for none in ["", "@", "/dev/null", "/dev/null@12", "/dev/null@+123456789abcdef"] {
+            assert_eq!(attach(none), "not a ring's path and name");
+        }
         let (consumer, _) = ring();
+        let variable = consumer.variable();
+        let (path, _) = variable.split_once('@').unwrap();
+        assert_eq!(attach(&format!("{path}@{:016x}", consumer.id() ^ 1)), "another ring");
         consumer.shared.header().version.store(0, Ordering::Relaxed);
-        assert_eq!(attach(&consumer.path()), format!("not a ring of version {VERSION}"));
+        assert_eq!(attach(&variable), format!("not a ring of version {VERSION}"));
     }
 
     #[test]
     fn calls_are_counted_per_process_and_symbol() {
         let (consumer, producer) = ring();
-        let (first, second) = (producer.new_process(11), producer.new_process(12));
+        let (first, second) = (producer.new_process(11, 5), producer.new_process(12, 6));
         producer.count_call(first, 3);
         producer.count_call(second, 3);
         producer.count_call(second, 3);
         producer.count_call(second, COUNTED_SYMBOLS);
-        producer.count_call(KNOWN_PROCESSES as u32, 3);
+        producer.count_call(COUNTED_PROCESSES as u32, 3);
         assert_eq!(consumer.calls(first).unwrap()[3], 1);
         assert_eq!(consumer.calls(second).unwrap()[3], 2);
-        assert_eq!(consumer.calls(KNOWN_PROCESSES as u32), None);
-        assert!(consumer.pids().eq([11, 12]));
+        assert_eq!(consumer.calls(COUNTED_PROCESSES as u32), None);
+        assert!(consumer.processes().eq([(0, 11, 5), (1, 12, 6)]));
         producer.forget_process(first);
-        assert!(consumer.pids().eq([12]));
+        assert!(consumer.processes().eq([(1, 12, 6)]));
     }
 }

@@ -18,10 +18,17 @@
 compile_error!("C++ exceptions pass through these functions: build with panic = \"unwind\"");
 
 mod calls;
+mod collector;
+mod descriptors;
 mod elf;
+mod environment;
+mod exec;
 mod hooks;
 mod inline;
+mod notice;
+mod process;
 mod programs;
+mod reach;
 mod reconcile;
 mod runtime;
 mod session;
@@ -38,4 +45,10 @@ pub static SHIM_STAMP: [u8; STAMP.len()] = match STAMP.as_bytes().first_chunk() 
 
 #[used]
 #[unsafe(link_section = ".init_array")]
-static AT_LOAD: extern "C" fn() = session::remember_environment;
+static AT_LOAD: extern "C" fn() = at_load;
+
+/// Runs when the first library is loaded.
+extern "C" fn at_load() {
+    environment::copy();
+    exec::prepare();
+}

@@ -1,53 +1,69 @@
-//! The way to the launcher: finding the ring, announcing this process, writing records.
+//! Recording: from the first call that is worth a record to the last.
 //!
-//! Nothing here waits for another thread, and nothing runs before tt-metal is called, so there is no
-//! lock that a signal handler, a fork or an exit could leave behind.
+//! Nothing runs before tt-metal is called. The first call reaches the ring; calls of other threads wait
+//! for it then, so that nothing is lost, but not for ever: what has waited in vain is counted. Nobody
+//! waits in any other case, and there is no lock that a signal handler, a fork or an exit could leave
+//! behind.
 
-use std::ffi::{CStr, OsStr, c_char};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{
+    AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
+use std::time::{Duration, Instant};
 
 use ttalloc_ring::clock::now_ns;
 use ttalloc_ring::errno::KeepErrno;
-use ttalloc_ring::record::{self, Body, Head};
-use ttalloc_ring::ring::{AttachError, Producer};
-use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE, record::MAX_BYTES};
-use ttalloc_symbols::SymbolSet;
+use ttalloc_ring::record::{self, Body, Head, MAX_BYTES};
+use ttalloc_ring::ring::{Follow, Producer};
+use ttalloc_symbols::{SYMBOLS, SymbolSet};
 
-use crate::inline;
+use crate::reach::{self, Name, Reached, Unreachable};
 use crate::reconcile::Watch;
 use crate::runtime::{MOST_BUILD_ID, Runtime};
-
-/// The ring's path, copied when this library is loaded: the program may change its environment.
-static RING_PATH: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
-/// The engine, copied with it: its place in [`Engine::ALL`].
-static ENGINE: AtomicU8 = AtomicU8::new(0);
-/// Whether both were copied.
-static REMEMBERED: AtomicU8 = AtomicU8::new(0);
+use crate::{collector, environment, inline, notice, process};
 
 const NEW: u8 = 0;
 const ON: u8 = 1;
 const OFF: u8 = 2;
 static STATE: AtomicU8 = AtomicU8::new(NEW);
 static SESSION: AtomicPtr<Session> = AtomicPtr::new(std::ptr::null_mut());
+/// The thread that is reaching the ring, by its id; 0 if none is.
+static STARTER: AtomicI32 = AtomicI32::new(0);
+/// How long other threads wait for it: longer than it takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often they look whether it is still there.
+const LOOK: Duration = Duration::from_millis(10);
 /// Calls that could not be recorded, because the ring could not be reached yet.
 static MISSED: AtomicU64 = AtomicU64::new(0);
-/// Whether this process or one that it was forked from was announced.
-static ANNOUNCED: AtomicU8 = AtomicU8::new(0);
+/// The number plus one of this process, or of the nearest that it was forked from and that was
+/// announced; 0 if none was.
+static LINE: AtomicU32 = AtomicU32::new(0);
+
+thread_local! {
+    /// The ring's lane that this thread used last.
+    static LANE: Cell<u32> = const { Cell::new(0) };
+}
 
 /// What a process that uses tt-metal under a launcher has.
 struct Session {
     producer: Producer,
+    name: Name,
+    /// Whether the ring was handed over the socket, which then tells the pid too.
+    by_socket: bool,
     runtime: &'static Runtime,
     own: &'static PerProcess,
 }
 
+/// What stands for a number in a process that is not to be tracked.
+const NOBODY: u32 = u32::MAX;
+
 /// State that a forked child must not inherit. It lives on pages that the kernel clears on fork.
 #[repr(C)]
 struct PerProcess {
-    /// The process's number in the ring plus one; 0 until announced.
+    /// The process's number in the ring plus one; 0 until announced. [`NOBODY`] if it never will be.
     number: AtomicU32,
+    /// The pid that the launcher has told; 0 if it has not.
+    told_pid: AtomicU32,
     /// 1 if this process was forked from one that was announced.
     forked: AtomicU32,
     /// Allocators and devices that were described to the launcher.
@@ -81,54 +97,13 @@ impl PerProcess {
     }
 }
 
-/// Copies the ring's path and the engine out of the environment, the first time. Runs when the first
-/// library is loaded.
-pub extern "C" fn remember_environment() {
-    if REMEMBERED.swap(1, Ordering::AcqRel) != 0 {
-        return;
-    }
-    if let Some(value) = variable(RING_VARIABLE) {
-        let value = value.to_bytes_with_nul();
-        // A path that is too long is none of ours; left empty, it leads nowhere.
-        if value.len() <= RING_PATH.len() {
-            for (to, from) in RING_PATH.iter().zip(value) {
-                to.store(*from, Ordering::Relaxed);
-            }
-        }
-    }
-    // A name that is none stands for the default. The launcher refuses it.
-    let named = variable(ENGINE_VARIABLE).and_then(|value| {
-        Engine::ALL.iter().position(|engine| engine.name().as_bytes() == value.to_bytes())
-    });
-    ENGINE.store(named.unwrap_or_default() as u8, Ordering::Release);
-}
-
-/// The value of an environment variable.
-fn variable(name: &CStr) -> Option<&'static CStr> {
-    // SAFETY: a C string; at this time no other thread can be changing the environment.
-    let value: *const c_char = unsafe { libc::getenv(name.as_ptr()) };
-    // SAFETY: getenv returned it, and nothing changes the environment until it was copied.
-    (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) })
-}
-
-/// Whether there was a ring's path in the environment.
-pub fn has_ring() -> bool {
-    RING_PATH[0].load(Ordering::Relaxed) != 0
-}
-
-/// The engine that the environment named.
-pub fn engine() -> Engine {
-    let at = ENGINE.load(Ordering::Acquire);
-    Engine::ALL.get(usize::from(at)).copied().unwrap_or_default()
-}
-
 /// Announces this process before any hook is called: what can't be hooked may be all that it calls.
 pub fn announce_early() {
     if STATE.load(Ordering::Acquire) == NEW && start() {
         // SAFETY: set to a leaked box before STATE became ON, and never changed.
         let session = unsafe { SESSION.load(Ordering::Acquire).as_ref() };
         if let Some(session) = session.filter(|one| one.own.number.load(Ordering::Acquire) == 0) {
-            announce(session);
+            let _ = announce(session);
         }
     }
 }
@@ -167,7 +142,9 @@ impl Recorder {
         // SAFETY: set to a leaked box before STATE became ON, and never changed.
         let session = unsafe { SESSION.load(Ordering::Acquire).as_ref() }?;
         let process = match session.own.number.load(Ordering::Acquire) {
-            0 => announce(session),
+            0 if is_only_an_end(index) => return None,
+            0 => announce(session)?,
+            NOBODY => return None,
             number => number - 1,
         };
         if !session.runtime.uses(index) {
@@ -202,7 +179,10 @@ impl Recorder {
         start.copy_from_slice(bytemuck::bytes_of(&head));
         rest[..size_of::<B>()].copy_from_slice(bytemuck::bytes_of(body));
         let words = &words[..(size_of::<Head>() + size_of::<B>()) / size_of::<u64>()];
-        if !self.session.producer.write(words, tail) && self.session.producer.is_closed() {
+        let producer = &self.session.producer;
+        if !LANE.with(|lane| producer.write(lane, self.process, words, tail))
+            && producer.is_closed()
+        {
             STATE.store(OFF, Ordering::Release);
         }
     }
@@ -235,63 +215,124 @@ impl Recorder {
     }
 }
 
-/// Attaches to the ring, if there is one; whether recording is on.
+/// The roles of what a forked child may do to what it was forked with only because it ends, as by the
+/// destructors that `exit` runs.
+const ENDS: [&str; 11] = [
+    "deallocate",
+    "deallocate_all",
+    "clear",
+    "allocator_end",
+    "mesh_close",
+    "mesh_impl_close",
+    "device_close",
+    "clear_sub_devices",
+    "program_end",
+    "unplan",
+    "release_trace",
+];
+
+/// Whether a call of the symbol at `index` is no reason to announce a process that was forked and has
+/// done nothing else.
+#[cold]
+fn is_only_an_end(index: usize) -> bool {
+    LINE.load(Ordering::Relaxed) != 0
+        && SYMBOLS.get(index).is_some_and(|symbol| ENDS.contains(&symbol.role))
+}
+
+/// Reaches the ring, if there is one; whether recording is on.
 #[cold]
 fn start() -> bool {
-    let _errno = KeepErrno::new();
-    let Some(runtime) = Runtime::get() else { return false };
-    let session = match attach() {
-        Ok(producer) => per_process().map(|own| Session { producer, runtime, own }),
-        // The program may have descriptors or memory to spare at the next call.
-        Err(AttachError::Io(why)) if is_passing(&why) => {
-            MISSED.fetch_add(1, Ordering::Relaxed);
-            return false;
-        }
-        Err(_) => None,
-    };
-    let Some(session) = session else {
-        let _ = STATE.compare_exchange(NEW, OFF, Ordering::AcqRel, Ordering::Relaxed);
-        return STATE.load(Ordering::Acquire) == ON;
-    };
-    let session = Box::into_raw(Box::new(session));
-    let published = SESSION.compare_exchange(
-        std::ptr::null_mut(),
-        session,
-        Ordering::AcqRel,
-        Ordering::Acquire,
-    );
-    if published.is_err() {
-        // Another thread was faster.
-        // SAFETY: this box was made above and given to nobody.
-        drop(unsafe { Box::from_raw(session) });
+    if !environment::is_on() {
+        STATE.store(OFF, Ordering::Release);
+        return false;
     }
-    let _ = STATE.compare_exchange(NEW, ON, Ordering::AcqRel, Ordering::Relaxed);
+    let Some(runtime) = Runtime::get() else { return false };
+    let _errno = KeepErrno::new();
+    if !begin() {
+        return STATE.load(Ordering::Acquire) == ON;
+    }
+    // Another thread may have been here before.
+    if STATE.load(Ordering::Acquire) == NEW {
+        match reach() {
+            Ok((Reached { producer, pid }, name)) => {
+                let by_socket = pid.is_some();
+                let session =
+                    per_process().map(|own| Session { producer, name, by_socket, runtime, own });
+                if let (Some(session), Some(pid)) = (&session, pid) {
+                    session.own.told_pid.store(pid, Ordering::Release);
+                }
+                let state = if session.is_some() { ON } else { OFF };
+                let session =
+                    session.map_or(std::ptr::null_mut(), |one| Box::into_raw(Box::new(one)));
+                SESSION.store(session, Ordering::Release);
+                STATE.store(state, Ordering::Release);
+            }
+            // The program may have descriptors or memory to spare at the next call.
+            Err(Unreachable::Passing) => {
+                MISSED.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Unreachable::Gone) => STATE.store(OFF, Ordering::Release),
+            Err(Unreachable::Refused(why)) => {
+                STATE.store(OFF, Ordering::Release);
+                notice::untracked(&why);
+            }
+        }
+    }
+    STARTER.store(0, Ordering::Release);
     STATE.load(Ordering::Acquire) == ON
 }
 
-fn attach() -> Result<Producer, AttachError> {
-    let path: Vec<u8> = RING_PATH
-        .iter()
-        .map(|byte| byte.load(Ordering::Relaxed))
-        .take_while(|&byte| byte != 0)
-        .collect();
-    if path.is_empty() {
-        return Err(AttachError::Foreign);
+/// Becomes the thread that reaches the ring; false if another has done so meanwhile, or this call has
+/// to be missed.
+fn begin() -> bool {
+    // SAFETY: takes nothing.
+    let own = unsafe { libc::gettid() };
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let Err(other) = STARTER.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire)
+        else {
+            return true;
+        };
+        if STATE.load(Ordering::Acquire) != NEW {
+            return false;
+        }
+        // A signal handler has interrupted this very thread there: waiting would be for ever.
+        if other == own || Instant::now() > until {
+            MISSED.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        if is_thread(other) {
+            std::thread::sleep(LOOK);
+        } else if STARTER.compare_exchange(other, own, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        {
+            // It was the thread of a process that this one was forked from.
+            return true;
+        }
     }
-    Producer::attach(Path::new(OsStr::from_bytes(&path)))
 }
 
-/// Whether an error may be gone at the next try.
-fn is_passing(why: &std::io::Error) -> bool {
-    matches!(why.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
+/// Whether this process has a thread of that id.
+fn is_thread(thread: i32) -> bool {
+    let own = std::process::id();
+    // SAFETY: plain numbers; signal 0 is none.
+    unsafe { libc::syscall(libc::SYS_tgkill, own, thread, 0) == 0 }
 }
 
-/// This process's pid as /proc has it, through which the ring was found: the launcher's view, also from
-/// another pid namespace.
-fn visible_pid() -> u32 {
-    let own = std::fs::read_link("/proc/self").ok();
-    let pid = own.and_then(|path| path.to_str()?.parse().ok());
-    pid.unwrap_or_else(std::process::id)
+/// Reaches the ring that a launcher has named, or that of a collector of our own.
+fn reach() -> Result<(Reached, Name), Unreachable> {
+    let name = if environment::has_ring() {
+        Name::parse(environment::ring().to_bytes()).ok_or_else(|| {
+            let what = "TTALLOC_RING does not name a launcher's ring";
+            Unreachable::Refused(format!("{what}; unset it, or run it under ttalloc-run"))
+        })?
+    } else {
+        let answer = collector::start().map_err(Unreachable::Refused)?;
+        Name::parse(&answer).ok_or_else(|| {
+            let what = "its collector answered what makes no sense";
+            Unreachable::Refused(format!("{what}; install the library and ttalloc from one build"))
+        })?
+    };
+    Ok((reach::ring(&name)?, name))
 }
 
 /// Maps the pages of [`PerProcess`].
@@ -316,42 +357,31 @@ fn per_process() -> Option<&'static PerProcess> {
     Some(unsafe { &*page.cast::<PerProcess>() })
 }
 
-/// Tells the launcher of this process and its runtime; returns the process's number.
+/// Tells the launcher of this process and its runtime; returns the process's number, or None if it is
+/// not to be tracked.
 #[cold]
-fn announce(session: &'static Session) -> u32 {
+fn announce(session: &'static Session) -> Option<u32> {
     let _errno = KeepErrno::new();
-    let pid = visible_pid();
-    let process = session.producer.new_process(pid);
+    let pid = pid(session);
     let number = &session.own.number;
+    if !is_followed(&session.producer, pid) {
+        number.store(NOBODY, Ordering::Release);
+        return None;
+    }
+    let start_ticks = process::start_ticks();
+    let process = session.producer.new_process(pid, start_ticks);
     match number.compare_exchange(0, process + 1, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
         Err(other) => {
             session.producer.forget_process(process);
-            return other - 1;
+            return Some(other - 1);
         }
     }
     session.producer.count_dropped(MISSED.swap(0, Ordering::Relaxed));
-    let forked = ANNOUNCED.swap(1, Ordering::Relaxed);
-    session.own.forked.store(forked.into(), Ordering::Release);
+    let parent_process = LINE.swap(process + 1, Ordering::Relaxed);
+    session.own.forked.store((parent_process != 0).into(), Ordering::Release);
     let recorder = Recorder { session, process };
-    let room = MAX_BYTES - size_of::<Head>() - size_of::<record::Process>();
-    let mut argv = Vec::new();
-    let mut cut = false;
-    for argument in std::env::args_os() {
-        let argument = argument.into_vec();
-        // Whole arguments, as far as they fit.
-        cut |= argv.len() + argument.len() + 1 > room;
-        if !cut {
-            argv.extend(argument);
-            argv.push(0);
-        }
-    }
-    let body = record::Process {
-        pid,
-        parent_pid: std::os::unix::process::parent_id(),
-        forked: forked.into(),
-        argv_cut: cut.into(),
-    };
+    let (body, argv) = process::describe(pid, start_ticks, environment::rank(), parent_process);
     recorder.write_with_tail(&body, &argv);
 
     let runtime = session.runtime;
@@ -379,5 +409,31 @@ fn announce(session: &'static Session) -> u32 {
             lossy: refused.lossy.into(),
         });
     }
-    process
+    Some(process)
+}
+
+/// This process's pid as the launcher sees it; 0 if that can't be told.
+fn pid(session: &Session) -> u32 {
+    if !session.by_socket {
+        return process::visible_pid();
+    }
+    match session.own.told_pid.load(Ordering::Acquire) {
+        // Forked since.
+        0 => reach::told_pid(&session.name),
+        pid => pid,
+    }
+}
+
+/// Whether the process of that pid, this one, is to be tracked. Which one is, where only one is, the
+/// launcher knows as soon as it has started it.
+fn is_followed(producer: &Producer, pid: u32) -> bool {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match (producer.follow(), producer.only()) {
+            (Follow::None, 0) if Instant::now() < until => std::thread::sleep(LOOK / 10),
+            (Follow::None, only) if only != 0 => return only == pid,
+            _ => return true,
+        }
+    }
 }

@@ -314,12 +314,8 @@ fn long_run(records: u64) {
 }
 
 fn short_process(tape: &mut Tape) {
-    let body = record::Process {
-        pid: 1000 + tape.process % 30_000,
-        parent_pid: 1,
-        forked: 0,
-        argv_cut: 0,
-    };
+    let mut body: record::Process = Zeroable::zeroed();
+    (body.pid, body.parent_pid) = (1000 + tape.process % 30_000, 1);
     tape.tell(&body, b"python3\0test.py\0");
     let mut body: record::Runtime = Zeroable::zeroed();
     body.era = 3;

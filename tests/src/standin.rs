@@ -142,6 +142,19 @@ impl Standin {
         self.compiled(name, &[&format!("{name}.cpp")], &flags)
     }
 
+    /// A program whose source is elsewhere, which is linked likewise.
+    pub fn further_program(&self, source: &Path) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        fs::read(source).expect("a source can be read").hash(&mut hasher);
+        let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+        let library = self.library();
+        let include = format!("-I{SOURCES}");
+        let flags =
+            [library.to_str().expect("UTF-8"), "-Wl,-rpath,$ORIGIN", "-ldl", include.as_str()];
+        let source = source.to_str().expect("UTF-8");
+        self.compiled(&format!("{stem}-{:016x}", hasher.finish()), &[source], &flags)
+    }
+
     /// The same as a module for [`Standin::host`].
     pub fn module(&self, name: &str) -> PathBuf {
         let library = self.library();

@@ -5,20 +5,23 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::ledger::Limits;
 use crate::report::CrossCheckState;
-use crate::run::{self, DEFAULT_REPORT, Options, Written};
+use crate::run::{self, Options, Outcome, Written, name};
 use crate::summary::{one_line, summary};
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Parser, ValueEnum};
 use ttalloc_ring::Engine;
+use ttalloc_ring::ring::{Follow, OnFull, RingOptions};
 
 const AFTER_HELP: &str = "\
 Examples:
   ttalloc-run ./matmul_multicore_reuse
   ttalloc-run python3 model.py --layers 2
   ttalloc-run --quiet --report runs/today.json python3 -m pytest tests
+  mpirun -np 4 ttalloc-run --report 'r-%r.json' ./prog && ttalloc merge r-*.json -o all.json
 
 Exit code: the program's own, or 128 and the number of the signal that ended it. 127 when the
 program isn't found, 126 when it can't be run, 125 when ttalloc-run itself fails; then a line on
@@ -26,8 +29,18 @@ standard error says why, and the program was not started, unless it says that th
 
 Environment:
   TTALLOC_SHIM    the preload library, if it is not beside ttalloc-run, in deps/ or in ../lib/
-  TTALLOC_ENGINE  the engine, where --engine doesn't name one";
+  TTALLOC_ENGINE  the engine, where --engine doesn't name one
+  TTALLOC_REPORT  the report, where --report doesn't name one
 
+Signals: SIGUSR2 has the report written as it is then. SIGHUP, SIGINT, SIGQUIT, SIGTERM and SIGUSR1
+are passed on to the program.";
+
+/// The environment variable that names the report.
+const REPORT: &str = "TTALLOC_REPORT";
+/// The shortest time between snapshots.
+const SHORTEST: Duration = Duration::from_millis(10);
+/// How many pids are told one by one.
+const MOST_PIDS: usize = 10;
 /// [`ttalloc_ring::ENGINE_VARIABLE`], as clap needs it.
 const ENGINE: &str = "TTALLOC_ENGINE";
 
@@ -42,9 +55,11 @@ struct Arguments {
     #[arg(short, long)]
     quiet: bool,
 
-    /// Write the JSON report to this file, or to standard output if it is "-"
-    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_REPORT)]
-    report: PathBuf,
+    /// Write the JSON report to this file, or to standard output if it is "-". In its name, %p stands for
+    /// the program's pid, %h for the host's name, %r for the rank that mpirun or srun gave, %% for %
+    /// [default: TTALLOC_REPORT, or ttalloc-report.json; of one of several ranks ttalloc-report.%r.json]
+    #[arg(short, long, value_name = "FILE")]
+    report: Option<PathBuf>,
 
     /// Write no report
     #[arg(long, conflicts_with = "report")]
@@ -71,6 +86,25 @@ struct Arguments {
     /// by interposition alone (preload); or by patching wherever that can be done (inline)
     #[arg(long, value_name = "ENGINE", env = ENGINE, value_parser = engine, default_value = "auto")]
     engine: Engine,
+
+    /// Which processes below the program are followed: none; those that inherit its environment
+    /// (inherit); or those that are started with another one too (always)
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Followed::Inherit)]
+    follow: Followed,
+
+    /// What the program does when it is faster than ttalloc for long: it waits, or drops events, which are
+    /// counted (drop)
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = WhenFull::Wait)]
+    on_full: WhenFull,
+
+    /// Write the report, as it is then, every so many seconds while the program runs. The signal SIGUSR2
+    /// does it once
+    #[arg(long, value_name = "SECONDS", value_parser = period, conflicts_with = "no_report")]
+    snapshot_every: Option<Duration>,
+
+    /// The ring's lanes and the size of each in bytes, as LANESxBYTES. For tests
+    #[arg(long, hide = true, value_parser = lanes)]
+    ring: Option<(usize, usize)>,
 
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
@@ -104,6 +138,39 @@ fn engine(name: &str) -> Result<Engine, String> {
     found.ok_or_else(|| "--engine, or TTALLOC_ENGINE, is auto, preload or inline".to_owned())
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Followed {
+    None,
+    Inherit,
+    Always,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhenFull {
+    Wait,
+    Drop,
+}
+
+/// A number of seconds.
+fn period(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let possible = seconds.filter(|&period| period >= SHORTEST);
+    possible
+        .ok_or_else(|| "a number of seconds from 0.01 on is needed, such as 60 or 0.5".to_owned())
+}
+
+fn lanes(text: &str) -> Result<(usize, usize), String> {
+    let numbers = text
+        .split_once('x')
+        .and_then(|(lanes, bytes)| Some((lanes.parse().ok()?, bytes.parse().ok()?)));
+    numbers.ok_or_else(|| "two numbers are needed, such as 64x131072".to_owned())
+}
+
+/// The report that the environment names. An empty variable is as good as none.
+pub fn named_report() -> Option<PathBuf> {
+    std::env::var_os(REPORT).filter(|name| !name.is_empty()).map(PathBuf::from)
+}
+
 /// Runs the program that the command line names.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -115,9 +182,25 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if is_answer { 0 } else { 125 });
         }
     };
+    let report = || arguments.report.or_else(named_report).unwrap_or_else(name::default);
+    let mut ring = RingOptions {
+        on_full: match arguments.on_full {
+            WhenFull::Wait => OnFull::Wait,
+            WhenFull::Drop => OnFull::Drop,
+        },
+        follow: match arguments.follow {
+            Followed::None => Follow::None,
+            Followed::Inherit => Follow::Inherit,
+            Followed::Always => Follow::Always,
+        },
+        ..RingOptions::default()
+    };
+    if let Some((lanes, lane_bytes)) = arguments.ring {
+        (ring.lanes, ring.lane_bytes) = (lanes, lane_bytes);
+    }
     let options = Options {
+        report: (!arguments.no_report).then(report),
         command: arguments.command,
-        report: (!arguments.no_report).then_some(arguments.report),
         cross_check: arguments.cross_check,
         engine: arguments.engine,
         limits: Limits {
@@ -125,6 +208,9 @@ pub fn main() -> ExitCode {
             programs: arguments.max_programs.0,
             processes: arguments.max_processes.0.max(1),
         },
+        snapshot_every: arguments.snapshot_every,
+        ring,
+        tell: &|text| tell(&format!("ttalloc: {text}")),
     };
     let outcome = match run::run(&options) {
         Ok(outcome) => outcome,
@@ -133,7 +219,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(error.code());
         }
     };
-    if !arguments.quiet {
+    tell_outcome(&outcome, arguments.quiet);
+    let code = if outcome.written.is_err() && outcome.code == 0 { 125 } else { outcome.code };
+    ExitCode::from(code)
+}
+
+/// Tells what is to be told at the end: the summary unless it is to be quiet, and what went wrong.
+pub fn tell_outcome(outcome: &Outcome, quiet: bool) {
+    if !quiet {
         print(&summary(&outcome.report));
     } else {
         for problem in &outcome.report.integrity.problems {
@@ -142,32 +235,38 @@ pub fn main() -> ExitCode {
     }
     if let Some(check) = &outcome.report.integrity.cross_check {
         let all_agree = check.state == CrossCheckState::Compared && check.differed == 0;
-        for sentence in check.sentences().iter().filter(|_| !(arguments.quiet && all_agree)) {
+        for sentence in check.sentences().iter().filter(|_| !(quiet && all_agree)) {
             tell(&format!("ttalloc: cross-check: {sentence}"));
         }
     }
-    match outcome.written {
-        Ok(written) => {
-            match written {
-                Written::New(path) if !arguments.quiet => {
-                    tell(&format!("ttalloc: report written to {}", path.display()));
-                }
-                Written::Replaced(path) => {
-                    tell(&format!("ttalloc: report replaced {}", path.display()));
-                }
-                Written::New(_) | Written::Nowhere => {}
+    match &outcome.written {
+        Ok(Written::New(path)) if !quiet => {
+            tell(&format!("ttalloc: report written to {}", path.display()));
+        }
+        Ok(Written::Replaced(path)) => {
+            tell(&format!("ttalloc: report replaced {}", path.display()));
+        }
+        Ok(Written::New(_) | Written::Nowhere) => {}
+        Err(error) => tell(&format!("ttalloc-run: the report is lost: {error}")),
+    }
+    if let Some(follower) = outcome.follower {
+        let (who, it) = match &*outcome.running {
+            [pid] => (format!("process {pid} still runs"), "it ends"),
+            pids => {
+                let pids: Vec<_> = pids.iter().take(MOST_PIDS).map(u32::to_string).collect();
+                let more = outcome.running.len() - pids.len();
+                let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+                (format!("processes {}{more} still run", pids.join(", ")), "they end")
             }
-            ExitCode::from(outcome.code)
-        }
-        Err(error) => {
-            tell(&format!("ttalloc-run: the report is lost: {error}"));
-            ExitCode::from(if outcome.code == 0 { 125 } else { outcome.code })
-        }
+        };
+        tell(&format!(
+            "ttalloc: {who}; process {follower} goes on in the background, and replaces the report when {it}"
+        ));
     }
 }
 
 /// Writes one line to standard error.
-fn tell(text: &str) {
+pub fn tell(text: &str) {
     print(&format!("{}\n", one_line(text)));
 }
 

@@ -19,6 +19,8 @@ pub(super) const MOST_CLOSED: usize = 64;
 const MOST_MESHES: usize = 256;
 /// How many processes are remembered that have ended and are no longer in the books.
 const MOST_FOLDED: usize = 4096;
+/// How many processes may go on after their end without harm.
+const MOST_UNSETTLED: usize = 32;
 /// How often the books are weighed, in records, at most.
 const WEIGH_EVERY: u64 = 4096;
 /// What the books may take, about, in bytes: some four million live buffers.
@@ -179,6 +181,8 @@ pub(super) struct Ends {
     by_pid: HashMap<u32, u32>,
     /// Those that are still in the books, the smallest first, and among equals the last.
     kept: BinaryHeap<Reverse<(u64, Reverse<u32>)>>,
+    /// Those that still have all that they need to go on, in order.
+    unsettled: VecDeque<u32>,
     /// The process that announced itself first.
     first: Option<u32>,
     /// How many live buffers, and programs, they have.
@@ -228,12 +232,19 @@ impl Ledger {
         if std::mem::replace(&mut process.has_ended, true) {
             return;
         }
-        process.settle();
+        // The launcher may have been wrong about its end: what is needed to go on is kept for a while.
+        self.ends.unsettled.push_back(number);
         self.ends.buffers += process.live_count();
         self.ends.programs += process.programs.len();
         // The first is the program itself, and stays.
         if *self.ends.first.get_or_insert(number) != number {
             self.ends.kept.push(Reverse((process.size(), Reverse(number))));
+        }
+        if self.ends.unsettled.len() > MOST_UNSETTLED
+            && let Some(oldest) = self.ends.unsettled.pop_front()
+            && let Some(process) = self.processes.get_mut(&oldest)
+        {
+            process.settle();
         }
         while self.ends.kept.len() > self.limits.processes.max(1) {
             let Some(Reverse((_, Reverse(smallest)))) = self.ends.kept.pop() else { break };

@@ -9,7 +9,7 @@ use super::*;
 impl Story {
     fn announce(&mut self, process: u32, pid: u32) {
         self.process = process;
-        let body = record::Process { pid, parent_pid: 1, forked: 0, argv_cut: 0 };
+        let body = record::Process { pid, parent_pid: 1, ..bytemuck::Zeroable::zeroed() };
         self.tell(&body, b"python3\0");
     }
 

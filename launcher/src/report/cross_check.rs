@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Run;
+use super::{Run, process_places};
 use crate::ledger::{Ledger, MemoryType, Process as Books};
 use crate::run::counters::{Counters, Region};
 
@@ -52,7 +52,10 @@ pub enum CrossCheckState {
 /// A counter that says something else than the books.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CounterDifference {
-    /// The process.
+    /// The number of the process; null if that one is not listed.
+    #[serde(default)]
+    pub process: Option<u64>,
+    /// Its pid.
     pub pid: u32,
     /// The chips that the counter is of: one, unless the runtime can't tell some apart.
     pub chips: Vec<i32>,
@@ -74,8 +77,9 @@ impl CrossCheck {
     /// are those from before the program started.
     pub fn new(before: &Counters, after: &Counters, run: &Run, ledger: &Ledger) -> CrossCheck {
         let mut check = CrossCheck::unavailable(Vec::new());
-        for (&number, books) in &ledger.processes {
-            check.add(number, books, &Context { before, after, run, ledger });
+        for (number, process) in process_places(run, ledger) {
+            let Some(books) = ledger.processes.get(&number) else { continue };
+            check.add(process, number, books, &Context { before, after, run, ledger });
         }
         if check.compared == 0 && check.reasons.is_empty() {
             check.reasons.push("no process allocated any memory that could be counted".to_owned());
@@ -127,7 +131,7 @@ impl CrossCheck {
         sentences
     }
 
-    fn add(&mut self, number: u32, books: &Books, context: &Context) {
+    fn add(&mut self, process: u64, number: u32, books: &Books, context: &Context) {
         let Some(identity) = &books.identity else { return };
         let pid = identity.pid;
         if context.is_replaced(number, pid) {
@@ -188,6 +192,7 @@ impl CrossCheck {
                         reasons.push(generic(bytes, counter_bytes).to_owned());
                     }
                     self.differences.push(CounterDifference {
+                        process: Some(process),
                         pid,
                         chips: chips.clone(),
                         kind,
@@ -305,7 +310,7 @@ mod tests {
 
         /// A process that holds so many bytes of DRAM on these chips, and has freed some L1.
         fn process(mut self, process: u32, pid: u32, chips: &[i32], bytes: u64) -> Story {
-            let body = record::Process { pid, parent_pid: 1, forked: 0, argv_cut: 0 };
+            let body = record::Process { pid, parent_pid: 1, ..bytemuck::Zeroable::zeroed() };
             self.tell(process, &body, b"python3\0");
             let body = record::Device {
                 device: MESH,
@@ -365,8 +370,13 @@ mod tests {
             duration_ns: 1,
             pid: PID,
             exit: Exit::Code(0),
+            out_of_memory: None,
+            snapshot: false,
             dropped: 0,
             torn: 0,
+            late: 0,
+            spoiled: 0,
+            ends: BTreeMap::new(),
             still_running: Vec::new(),
         }
     }

@@ -77,7 +77,49 @@ pub struct FurtherMemory {
     pub allocated_bytes_total: u64,
 }
 
+impl FurtherProcesses {
+    /// Adds those of another report.
+    pub(crate) fn add(&mut self, other: FurtherProcesses) {
+        let add = |sum: &mut u64, count: u64| *sum = sum.saturating_add(count);
+        add(&mut self.processes, other.processes);
+        add(&mut self.runs, other.runs);
+        for one in other.memory {
+            let same = self.memory.iter_mut().find(|same| same.kind == one.kind);
+            let Some(same) = same else {
+                self.memory.push(one);
+                continue;
+            };
+            same.live.add(one.live);
+            if one.peak.reserved_bytes > same.peak.reserved_bytes {
+                same.peak = one.peak;
+            }
+            add(&mut same.allocations, one.allocations);
+            add(&mut same.frees, one.frees);
+            add(&mut same.released, one.released);
+            add(&mut same.failed, one.failed);
+            add(&mut same.allocated_bytes_total, one.allocated_bytes_total);
+        }
+        self.memory.sort_by_key(|one| one.kind);
+    }
+}
+
 impl LeftOut {
+    /// Adds those of another report.
+    pub(crate) fn add(&mut self, other: &LeftOut) {
+        for (sum, count) in [
+            (&mut self.processes, other.processes),
+            (&mut self.meshes, other.meshes),
+            (&mut self.buffers, other.buffers),
+            (&mut self.buffers_reserved_bytes, other.buffers_reserved_bytes),
+            (&mut self.programs, other.programs),
+            (&mut self.traces, other.traces),
+            (&mut self.overlaps, other.overlaps),
+            (&mut self.released_objects, other.released_objects),
+        ] {
+            *sum = sum.saturating_add(count);
+        }
+    }
+
     /// What is not listed, in words; None if everything is.
     pub fn sentence(&self) -> Option<String> {
         let parts = [
@@ -138,6 +180,13 @@ impl Listed {
     pub(super) fn of<'a>(&self, ledger: &'a Ledger) -> impl Iterator<Item = (u32, &'a Process)> {
         let all = ledger.processes.iter().map(|(&number, process)| (number, process));
         all.filter(|(number, _)| self.has(*number))
+    }
+
+    /// The place in the report's `processes` of each, by its number.
+    pub(super) fn places(&self, run: &Run, ledger: &Ledger) -> impl Iterator<Item = (u32, u64)> {
+        // Where nothing was heard of the program's own process, it is put before the others.
+        let first = u64::from(!self.of(ledger).any(|(_, books)| super::is_of(run.pid, books)));
+        self.numbers.iter().copied().zip(first..)
     }
 
     /// What is not listed, apart from live buffers and programs of those that are.
@@ -283,6 +332,7 @@ mod tests {
     use crate::report::{Exit, Report};
     use crate::summary::summary;
     use bytemuck::Zeroable;
+    use std::collections::BTreeMap;
     use ttalloc_ring::record::{self, Body, Head, LocalKind};
 
     const MESH: u64 = 0x1000;
@@ -299,7 +349,7 @@ mod tests {
         let mut ledger = Ledger::new(limits);
         for process in 0..processes {
             let mut say = |body: &record::Process| tell(&mut ledger, process, body, b"python3\0");
-            say(&record::Process { pid: 10 + process, parent_pid: 1, forked: 0, argv_cut: 0 });
+            say(&record::Process { pid: 10 + process, parent_pid: 1, ..Zeroable::zeroed() });
             let mut runtime = record::Runtime::zeroed();
             (runtime.era, runtime.present) = (3, [u64::MAX; 4]);
             tell(&mut ledger, process, &runtime, b"libtt_metal.so");
@@ -339,8 +389,13 @@ mod tests {
             duration_ns: 1,
             pid: 10,
             exit: Exit::Code(0),
+            snapshot: false,
+            out_of_memory: None,
             dropped: 0,
             torn: 0,
+            late: 0,
+            spoiled: 0,
+            ends: BTreeMap::new(),
             still_running: Vec::new(),
         };
         let report = Report::new(&run, ledger, |_| None);
@@ -412,6 +467,22 @@ mod tests {
             assert!(text.contains(sentence) && text.contains(" 2 more "), "{text}");
             assert!(report.integrity.complete, "{:?}", report.integrity.problems);
         }
+    }
+
+    #[test]
+    fn reports_that_are_merged_have_both_their_rests() {
+        let rest = |processes: u32| {
+            let report = report(&ledger(Limits { processes: 1, ..Limits::default() }, processes));
+            (report.further_processes.unwrap(), report.integrity.left_out)
+        };
+        let ((mut sum, mut left_out), (other, of_other)) = (rest(4), rest(3));
+        let reserved = [&sum, &other].map(|one| one.memory[0].live.reserved_bytes);
+        sum.add(other.clone());
+        left_out.add(&of_other);
+        assert_eq!((sum.processes, sum.memory.len(), left_out.buffers), (3 + 2, 1, 60 + 40));
+        assert_eq!(sum.memory[0].live.reserved_bytes, reserved[0] + reserved[1]);
+        assert_eq!(sum.memory[0].allocations, 2 * 20 * 5);
+        assert!(sum.memory[0].peak.reserved_bytes > other.memory[0].peak.reserved_bytes);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{Run, process_places};
 use crate::ledger::{Cause, Ledger, MemoryType};
 
 /// How often the runtime's allocators were asked what they have given, and what came of it.
@@ -27,7 +28,10 @@ pub struct Reconciled {
 /// An allocator that has given more or less than the books say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Difference {
-    /// The process.
+    /// The number of the process; null if that one is not listed.
+    #[serde(default)]
+    pub process: Option<u64>,
+    /// Its pid.
     pub pid: u32,
     /// The allocator's chips.
     pub chips: Vec<i32>,
@@ -57,7 +61,10 @@ pub enum Occasion {
 /// An allocation that ended in an exception.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FailedAllocation {
-    /// The process.
+    /// The number of the process; null if that one is not listed.
+    #[serde(default)]
+    pub process: Option<u64>,
+    /// Its pid.
     pub pid: u32,
     /// The chips it was for.
     pub chips: Vec<i32>,
@@ -100,9 +107,15 @@ fn pid(ledger: &Ledger, process: u32) -> u32 {
 }
 
 /// The comparisons of a run.
-pub(super) fn reconciled(ledger: &Ledger, since_start: impl Fn(u64) -> u64) -> Reconciled {
+pub(super) fn reconciled(
+    run: &Run,
+    ledger: &Ledger,
+    since_start: impl Fn(u64) -> u64,
+) -> Reconciled {
     let found = &ledger.reconciliation;
+    let places = process_places(run, ledger);
     let differences = found.differences.iter().map(|difference| Difference {
+        process: places.get(&difference.process).copied(),
         pid: pid(ledger, difference.process),
         chips: difference.chips.clone(),
         kind: difference.kind,
@@ -124,10 +137,16 @@ pub(super) fn reconciled(ledger: &Ledger, since_start: impl Fn(u64) -> u64) -> R
 }
 
 /// The failed allocations of a run.
-pub(super) fn failures(ledger: &Ledger, since_start: impl Fn(u64) -> u64) -> Vec<FailedAllocation> {
+pub(super) fn failures(
+    run: &Run,
+    ledger: &Ledger,
+    since_start: impl Fn(u64) -> u64,
+) -> Vec<FailedAllocation> {
     let failures = ledger.reconciliation.failures.iter();
+    let places = process_places(run, ledger);
     failures
         .map(|failure| FailedAllocation {
+            process: places.get(&failure.process).copied(),
             pid: pid(ledger, failure.process),
             chips: failure.chips.clone(),
             kind: failure.kind,

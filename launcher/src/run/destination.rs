@@ -1,15 +1,19 @@
 //! Where the report goes: checked before the program starts, written when it is done.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use rustix::fs::{AtFlags, CWD, linkat};
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
-/// The report's default name, in the current folder.
-pub const DEFAULT: &str = "ttalloc-report.json";
+/// What the names of temporary files begin with.
+const PREFIX: &str = ".ttalloc-report-";
 
 /// A place for the report.
 #[derive(Debug)]
@@ -62,48 +66,124 @@ impl Destination {
             Err(error) => return Err(error.into()),
         }
         let path = follow(path);
-        // Made and removed at once: the program must not find it.
-        drop(Self::beside(&path)?);
+        // The program must not find it, nor anybody else.
+        if unnamed(&path)?.is_none() {
+            drop(named(&path)?);
+        }
         Ok(Destination::File(path))
+    }
+
+    /// Whether it can be written more than once, each time in the last one's place.
+    pub fn is_file(&self) -> bool {
+        matches!(self, Destination::File(_))
     }
 
     /// Writes the report.
     pub fn write(&self, report: &[u8]) -> io::Result<Written> {
+        self.write_by(|out| out.write_all(report))
+    }
+
+    /// Writes what `write` writes, or leaves what was there if that ends in an error.
+    pub fn write_by(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<Written> {
         match self {
             Destination::Stdout => {
                 let mut out = io::stdout().lock();
-                out.write_all(report)?;
+                write(&mut out)?;
                 out.flush()?;
                 Ok(Written::Nowhere)
             }
             Destination::Device(file) => {
-                (&*file).write_all(report)?;
+                write(&mut &*file)?;
                 Ok(Written::Nowhere)
             }
             Destination::File(path) => {
-                let mut file = Self::beside(path)?;
-                file.write_all(report)?;
-                let existing = fs::metadata(path).ok();
-                if let Some(existing) = &existing {
-                    // As if it had been written over.
-                    file.as_file().set_permissions(existing.permissions())?;
-                }
+                let file = match unnamed(path)? {
+                    Some(mut file) => {
+                        write(&mut file)?;
+                        let existing = keep_mode(&file, path)?;
+                        if name(&file, path).is_ok() {
+                            return Ok(Written::to(path, existing));
+                        }
+                        // Not every file system gives names later.
+                        let mut copy = named(path)?;
+                        file.rewind()?;
+                        io::copy(&mut file, &mut copy)?;
+                        copy
+                    }
+                    None => {
+                        let mut file = named(path)?;
+                        write(&mut file)?;
+                        file
+                    }
+                };
+                let existing = keep_mode(file.as_file(), path)?;
                 file.persist(path).map_err(|error| error.error)?;
-                let path = path.clone();
-                Ok(if existing.is_some() { Written::Replaced(path) } else { Written::New(path) })
+                Ok(Written::to(path, existing))
             }
         }
     }
+}
 
-    /// A temporary file in the same folder, with the mode that a new file would have.
-    fn beside(path: &Path) -> io::Result<NamedTempFile> {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        tempfile::Builder::new()
-            .prefix(".ttalloc-report-")
-            .permissions(fs::Permissions::from_mode(0o666))
-            .tempfile_in(folder)
+impl Written {
+    fn to(path: &Path, existing: bool) -> Written {
+        if existing { Written::Replaced(path.to_owned()) } else { Written::New(path.to_owned()) }
     }
+}
+
+/// Gives a file the mode of the one at `path`, if there is one, as if that had been written over. Returns
+/// whether there is.
+fn keep_mode(file: &File, path: &Path) -> io::Result<bool> {
+    let Ok(existing) = fs::metadata(path) else { return Ok(false) };
+    file.set_permissions(existing.permissions())?;
+    Ok(true)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// A file in the same folder that has no name, with the mode that a new file would have: whenever we may
+/// be killed, nothing is left of it. None where the file system has no such files.
+fn unnamed(path: &Path) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o666).custom_flags(libc::O_TMPFILE);
+    match options.open(folder_of(path)) {
+        Ok(file) => Ok(Some(file)),
+        // Not supported, or not known (open(2)); or a folder that another file than ours shows better.
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL | libc::ENOSYS) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Gives a file without a name the name `path`, which may be another's.
+fn name(file: &File, path: &Path) -> io::Result<()> {
+    // As open(2) has it for those without CAP_DAC_READ_SEARCH.
+    let link = |to: &Path| {
+        linkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), CWD, to, AtFlags::SYMLINK_FOLLOW)
+    };
+    match link(path) {
+        Err(Errno::EXIST) => {}
+        done => return Ok(done?),
+    }
+    // A name cannot be taken over in one step. Killed between these two, we leave the first.
+    let draft = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .make_in(folder_of(path), |draft| Ok(link(draft)?))?;
+    draft.into_temp_path().persist(path).map_err(|error| error.error)
+}
+
+/// A temporary file in the same folder, with the mode that a new file would have.
+fn named(path: &Path) -> io::Result<NamedTempFile> {
+    use std::os::unix::fs::PermissionsExt;
+    tempfile::Builder::new()
+        .prefix(PREFIX)
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder_of(path))
 }
 
 /// Where a path's links lead: a file is replaced in its own folder and file system, and links stay.

@@ -1,52 +1,57 @@
 //! Running a program under the preload library: from its start to the report.
 
+mod background;
+pub mod collect;
 pub mod counters;
-mod destination;
+pub mod destination;
+mod door;
+mod fork;
+mod keeper;
+mod memory;
+pub mod name;
 pub mod program;
 mod signals;
+mod snapshot;
+mod subject;
+pub mod watch;
 
 use std::env;
-use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::ffi::{CStr, OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ttalloc_ring::clock::now_ns;
-use ttalloc_ring::ring::{Consumer, DEFAULT_SLOTS};
+use ttalloc_ring::ring::{Follow, RingOptions};
 use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
 
 use self::destination::Destination;
+use self::keeper::Keeper;
+use self::name::Name;
 use self::program::ProgramError;
 use self::signals::Signals;
-use crate::ledger::{Ledger, Limits};
-use crate::report::{CrossCheck, Exit, Report, Run};
+use self::snapshot::Snapshots;
+use self::subject::{Stage, Subject};
+use crate::ledger::Limits;
+use crate::report::Report;
 use crate::shim::{self, ShimError};
 
-pub use self::destination::{DEFAULT as DEFAULT_REPORT, Written};
+pub use self::destination::Written;
+pub use self::name::DEFAULT as DEFAULT_REPORT;
 
 const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
-/// How long to wait for records: from the first, at the start and when many are coming, to the last.
-const IDLE: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(10)];
-/// Many records at once: with as many again in the same time, the ring would still be far from full.
-const BUSY: usize = DEFAULT_SLOTS / 16;
-/// How long a record may stay half-written before its writer's life is looked into.
-const STALL: Duration = Duration::from_millis(500);
-/// How long to wait for what can only be an error.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Records taken at a time, before signals and the program's end are looked for again.
-const BATCH: usize = 1 << 16;
+/// By which the preload library knows that it is to follow children whose environment was cleaned, too.
+const FOLLOW_VARIABLE: &str = "TTALLOC_FOLLOW";
+/// How long the program's children have to end after it, before they are said to run on.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// What to run, and what to do with what was seen.
-#[derive(Clone, Debug)]
-pub struct Options {
+pub struct Options<'a> {
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// Where the report goes (`-`: standard output); None for no report.
+    /// Where the report goes (`-`: standard output; [`Name`] has the placeholders); None for no report.
     pub report: Option<PathBuf>,
     /// Whether to compare with the counters that tt-metal keeps itself.
     pub cross_check: bool,
@@ -54,6 +59,12 @@ pub struct Options {
     pub engine: Engine,
     /// How much the report lists.
     pub limits: Limits,
+    /// How often the report is written while the program runs; None to do it only when SIGUSR2 asks for it.
+    pub snapshot_every: Option<Duration>,
+    /// What ring there is.
+    pub ring: RingOptions,
+    /// Is told what goes wrong meanwhile.
+    pub tell: &'a dyn Fn(&str),
 }
 
 /// A run that took place.
@@ -64,6 +75,10 @@ pub struct Outcome {
     pub code: u8,
     /// What became of the report, or why it could not be written.
     pub written: io::Result<Written>,
+    /// Tracked processes that still run.
+    pub running: Vec<u32>,
+    /// The pid of the process that goes on with these, and then replaces the report.
+    pub follower: Option<u32>,
 }
 
 /// Why a run did not take place.
@@ -77,7 +92,7 @@ pub enum RunError {
     Shim(#[from] ShimError),
     /// The report could not be written at the end.
     #[error(
-        "the report can't be written to {path}: {why}; choose another place with --report, or none with --no-report"
+        "the report can't be written to {path}: {why}; choose another place with --report or TTALLOC_REPORT, or none with --no-report"
     )]
     Report {
         /// Where.
@@ -85,6 +100,19 @@ pub enum RunError {
         /// Why.
         why: String,
     },
+    /// The same where there is no command line.
+    #[error("the report can't be written to {path}: {why}; name another place in TTALLOC_REPORT")]
+    NamedReport {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// There is no place for snapshots.
+    #[error(
+        "--snapshot-every needs a report that is a file, to be replaced each time; name one with --report"
+    )]
+    Snapshots,
     /// The system refused something.
     #[error("{what}: {why}; {advice}")]
     System {
@@ -111,77 +139,137 @@ impl RunError {
 
 /// Runs a program to its end.
 pub fn run(options: &Options) -> Result<Outcome, RunError> {
+    let inherited = background::inherited();
     let program = options.command.first().map(OsString::as_os_str).unwrap_or_default();
     program::check(program)?;
     let library = shim::find()?;
-    let destination = options.report.as_deref().map(check_destination).transpose()?;
+    let name = options.report.as_deref().map(name_of).transpose()?;
+    // The pid is not known yet; but where a report of any pid can be written, so can this one.
+    let destination = name.as_ref().map(|name| check_destination(&name.path(0))).transpose()?;
+    if options.snapshot_every.is_some() && !destination.as_ref().is_some_and(Destination::is_file) {
+        return Err(RunError::Snapshots);
+    }
     // Before the ring is made, which may be too large a file for this session.
     let signals = Signals::take().map_err(|why| RunError::System {
         what: "signals can't be taken",
         why,
         advice: "raise the limit of open files (ulimit -n)",
     })?;
-    let ring = Consumer::create(DEFAULT_SLOTS).map_err(|why| RunError::System {
-        what: "the shared memory for events can't be made",
-        why,
-        advice: "free some memory (it takes 9 MiB), or raise the limits of this session",
-    })?;
-
-    let counters = || counters::read(Path::new(counters::FOLDER));
-    let counters_before = options.cross_check.then(counters);
+    let mut keeper = Keeper::new(&options.ring, options.limits).map_err(no_ring)?;
     let mut command = Command::new(program);
     command
         .args(&options.command[1..])
         .env(PRELOAD_VARIABLE, preload(&library))
-        .env(OsStr::new(RING_VARIABLE.to_str().unwrap_or_default()), ring.path());
-    let variable = OsStr::new(ENGINE_VARIABLE.to_str().unwrap_or_default());
+        .env(text(RING_VARIABLE), keeper.ring.variable());
     match options.engine {
         // What the preload library does unasked.
-        Engine::Auto => command.env_remove(variable),
-        engine => command.env(variable, engine.name()),
+        Engine::Auto => command.env_remove(text(ENGINE_VARIABLE)),
+        engine => command.env(text(ENGINE_VARIABLE), engine.name()),
+    };
+    match options.ring.follow {
+        Follow::Always => command.env(FOLLOW_VARIABLE, "always"),
+        Follow::Inherit | Follow::None => command.env_remove(FOLLOW_VARIABLE),
     };
     signals.pass_on(&mut command);
-    let (started, started_ns) = (jiff::Timestamp::now(), now_ns());
+    let counters = options.cross_check.then(|| counters::read(Path::new(counters::FOLDER)));
+    let words = options.command.iter().map(|word| word.to_string_lossy().into_owned());
+    let mut subject = Subject::started(words.collect(), counters);
     let child = command.spawn().map_err(|why| {
         ProgramError::Unrunnable(program.to_string_lossy().into_owned(), why.to_string())
     })?;
     let pid = child.id();
-    let mut session = Session { ring, ledger: Ledger::new(options.limits), stalled: None };
-    let status = session.follow(child, signals).map_err(|why| RunError::System {
-        what: "the program can't be waited for",
-        why,
-        advice: "look whether something else reaps this session's processes",
-    })?;
-    let duration_ns = now_ns().saturating_sub(started_ns);
-    let counters = counters_before.map(|before| Ok((before?, counters()?)));
-    let still_running = session.finish(pid);
-
-    let Session { ring, ledger, .. } = session;
-    let run = Run {
-        command: options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
-        started,
-        started_ns,
-        duration_ns,
-        pid,
-        exit: exit(status),
-        dropped: ring.dropped(),
-        torn: ring.torn(),
-        still_running,
+    keeper.ring.set_only(pid);
+    subject.is(pid);
+    let destination = match name {
+        Some(name) if name.has_pid() => {
+            let checked = Destination::check(&name.path(pid));
+            Some(checked.map_err(|why| io::Error::other(format!("{why:#}"))))
+        }
+        _ => destination.map(Ok),
     };
-    let mut report = Report::new(&run, &ledger, |process| ring.calls(process).map(Vec::from));
-    report.integrity.cross_check = counters.map(|counters| match counters {
-        Ok((before, after)) => CrossCheck::new(&before, &after, &run, &ledger),
-        Err(why) => CrossCheck::unavailable(vec![cannot_be_read(&why)]),
-    });
+    let place = destination.as_ref().and_then(|destination| destination.as_ref().ok());
+    let mut snapshots = Snapshots::new(options.snapshot_every);
+    let snapshot = |snapshots: &mut Snapshots, keeper: &Keeper| {
+        let report = || to_json(&subject.report(keeper, Stage::Snapshot));
+        if let Err(why) = snapshots.tend(place, report) {
+            (options.tell)(&format!("no snapshot was written: {why}; the run goes on"));
+        }
+    };
+    let status = follow(&mut keeper, child, signals, &mut snapshots, snapshot).map_err(|why| {
+        RunError::System {
+            what: "the program can't be waited for",
+            why,
+            advice: "look whether something else reaps this session's processes",
+        }
+    })?;
+    keeper.watch.reaped(subject.pid, status);
+    subject.ended(watch::exit(status));
+    keeper.catch_up();
+    let running = keeper.until_gone(GRACE);
+    snapshots.finish();
+    let code = code(status);
+    if !running.is_empty()
+        && let Some(place) = place.filter(|place| place.is_file())
+    {
+        match background::follow(&mut keeper, &subject, place, &mut snapshots, &inherited) {
+            Ok(follower) => {
+                let report = subject.report(&keeper, Stage::Snapshot);
+                let written = to_json(&report).and_then(|json| place.write(&json));
+                // It is the other's now.
+                std::mem::forget(keeper);
+                return Ok(Outcome { report, code, written, running, follower: Some(follower) });
+            }
+            Err(why) => (options.tell)(&format!("what still runs can't be followed: {why}")),
+        }
+    }
+    keeper.finish();
+    let report = subject.report(&keeper, Stage::Last(&running));
     let written = match destination {
-        Some(destination) => to_json(&report).and_then(|json| destination.write(&json)),
+        Some(destination) => {
+            destination.and_then(|destination| destination.write(&to_json(&report)?))
+        }
         None => Ok(Written::Nowhere),
     };
-    Ok(Outcome { report, code: code(status), written })
+    Ok(Outcome { report, code, written, running, follower: None })
 }
 
-fn cannot_be_read(why: &io::Error) -> String {
-    format!("{} can't be read: {why}; mount it as tmpfs, as tt-metal needs it", counters::FOLDER)
+/// Keeps the books until the program ends.
+fn follow(
+    keeper: &mut Keeper,
+    mut child: Child,
+    mut signals: Signals,
+    snapshots: &mut Snapshots,
+    mut tend: impl FnMut(&mut Snapshots, &Keeper),
+) -> io::Result<ExitStatus> {
+    loop {
+        let count = keeper.round();
+        // On one thread, so that the pid can't be reaped, and reused, before a signal is sent.
+        if signals.forward_to(child.id()) {
+            snapshots.ask();
+        }
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        tend(snapshots, keeper);
+        keeper.rest(count);
+    }
+}
+
+fn no_ring(why: io::Error) -> RunError {
+    RunError::System {
+        what: "the shared memory for events can't be made",
+        why,
+        advice: "free some memory (it takes 9 MiB), or raise the limits of this session",
+    }
+}
+
+/// The name of an environment variable, as the standard library takes it.
+fn text(variable: &CStr) -> &OsStr {
+    OsStr::from_bytes(variable.to_bytes())
+}
+
+fn name_of(path: &Path) -> Result<Name, RunError> {
+    Name::new(path).map_err(|why| RunError::Report { path: path.to_owned(), why: why.to_string() })
 }
 
 fn check_destination(path: &Path) -> Result<Destination, RunError> {
@@ -209,105 +297,6 @@ fn preload(library: &Path) -> OsString {
         }
     }
     value
-}
-
-/// The ring and the books of a run.
-struct Session {
-    ring: Consumer,
-    ledger: Ledger,
-    /// Since when the next record has been half-written.
-    stalled: Option<Instant>,
-}
-
-impl Session {
-    /// Keeps the books until the program ends.
-    fn follow(&mut self, mut child: Child, mut signals: Signals) -> io::Result<ExitStatus> {
-        let mut idle = IDLE[0];
-        loop {
-            let count = self.drain();
-            // On one thread, so that the pid can't be reaped, and reused, before a signal is sent.
-            signals.forward_to(child.id());
-            if let Some(status) = child.try_wait()? {
-                return Ok(status);
-            }
-            if count == BATCH {
-                continue;
-            }
-            self.pass_torn();
-            // The fewer times it wakes, the less it takes from the program.
-            idle = if count > BUSY { IDLE[0] } else { (idle * 2).min(IDLE[1]) };
-            thread::sleep(idle);
-        }
-    }
-
-    /// Tells later writers to stop, and enters what is left. Returns which tracked processes still run.
-    fn finish(&mut self, first: u32) -> Vec<u32> {
-        // The program's own records are all there. Whoever else is writing one has a little time.
-        self.ring.close();
-        let closed = Instant::now();
-        while self.drain() > 0 || self.ring.is_stalled() {
-            match closed.elapsed() {
-                // A writer that doesn't stop is none of ours.
-                time if time > PATIENCE => {
-                    self.ring.abandon();
-                    break;
-                }
-                time if time > STALL => self.ring.skip_torn(),
-                _ if self.ring.is_stalled() => thread::sleep(IDLE[0]),
-                _ => {}
-            }
-        }
-        let mut running: Vec<_> =
-            self.ring.pids().filter(|&pid| pid != first && is_alive(pid)).collect();
-        running.sort_unstable();
-        running.dedup();
-        running
-    }
-
-    fn drain(&mut self) -> usize {
-        let ledger = &mut self.ledger;
-        self.ring.drain(BATCH, |record| ledger.enter(record))
-    }
-
-    /// Passes a record that has been half-written for long, once the ring is full behind it: until then
-    /// it costs nothing to wait for its writer. As far as can be told, the writer is dead if any process
-    /// is, or if one has called exec, which ends its threads; and no writer needs [`PATIENCE`].
-    fn pass_torn(&mut self) {
-        if !self.ring.is_stalled() || !self.ring.is_full() {
-            self.stalled = None;
-            return;
-        }
-        let time = self.stalled.get_or_insert_with(Instant::now).elapsed();
-        if time > PATIENCE || time > STALL && self.has_lost_writers() {
-            self.ring.skip_torn();
-            self.stalled = None;
-        }
-    }
-
-    /// Whether some process has ended since it came to the ring, or its program has, by exec.
-    fn has_lost_writers(&self) -> bool {
-        let mut pids: Vec<_> = self.ring.pids().collect();
-        let count = pids.len();
-        pids.sort_unstable();
-        pids.dedup();
-        pids.len() < count || pids.into_iter().any(|pid| !is_alive(pid))
-    }
-}
-
-/// Whether the process runs or could run: a zombie can't.
-fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the program's name, which is in parentheses and may hold any character
-    // (proc_pid_stat(5)).
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    !matches!(state, Some('Z' | 'X'))
-}
-
-fn exit(status: ExitStatus) -> Exit {
-    match status.signal() {
-        Some(signal) => Exit::Signal(signals::name(signal)),
-        None => Exit::Code(status.code().unwrap_or_default()),
-    }
 }
 
 fn code(status: ExitStatus) -> u8 {

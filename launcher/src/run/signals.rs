@@ -12,7 +12,11 @@ use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::Cause;
 
 /// Signals that one process sends another to tell it something.
-const FORWARDED: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+const FORWARDED: [i32; 5] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1];
+/// The signal that asks for a snapshot of the report.
+const SNAPSHOT: i32 = SIGUSR2;
+/// The signals that ask one who runs by itself to come to an end.
+const END: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
 
 /// Whether SIGPIPE was ignored when this process started. Rust's start-up code ignores it, so `main`
 /// can't tell any more.
@@ -55,7 +59,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals that are to be forwarded, except those that this process was told to ignore
+    /// Takes the signals that are to be forwarded, and the one for a snapshot, except those that this process was told to ignore
     /// (by nohup, for example), which the program inherits as ignored.
     pub fn take() -> io::Result<Signals> {
         let mut mask = MaybeUninit::zeroed();
@@ -71,7 +75,8 @@ impl Signals {
         // A file that grows too large is to be an error, not the launcher's end.
         let file_size_ignored = is_ignored(libc::SIGXFSZ);
         set(libc::SIGXFSZ, libc::SIG_IGN);
-        let taken: Vec<_> = FORWARDED.into_iter().filter(|&signal| !is_ignored(signal)).collect();
+        let all = FORWARDED.into_iter().chain([SNAPSHOT]);
+        let taken: Vec<_> = all.filter(|&signal| !is_ignored(signal)).collect();
         let arriving = SignalsInfo::new(&taken)?;
         Ok(Signals { arriving, taken, mask, child_ignored, file_size_ignored })
     }
@@ -100,9 +105,15 @@ impl Signals {
         unsafe { command.pre_exec(restore) };
     }
 
-    /// Forwards what has arrived to the process `pid`, which must not have been waited for yet.
-    pub fn forward_to(&mut self, pid: u32) {
+    /// Forwards what has arrived to the process `pid`, which must not have been waited for yet. Returns
+    /// whether a snapshot was asked for.
+    pub fn forward_to(&mut self, pid: u32) -> bool {
+        let mut snapshot = false;
         for signal in self.arriving.pending() {
+            if signal.signal == SNAPSHOT {
+                snapshot = true;
+                continue;
+            }
             // What the terminal sends, it sends to the program too.
             if signal.cause == Cause::Kernel {
                 continue;
@@ -110,6 +121,7 @@ impl Signals {
             // SAFETY: a plain system call; the pid is our child's, which is not reaped.
             unsafe { libc::kill(pid as i32, signal.signal) };
         }
+        snapshot
     }
 }
 
@@ -120,6 +132,74 @@ impl Drop for Signals {
             set(signal, libc::SIG_DFL);
         }
     }
+}
+
+/// What a signal asks of one who runs by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// To write a snapshot of the report.
+    Snapshot,
+    /// To write the report, and to end.
+    End,
+}
+
+/// The signals of one who runs by itself: they are kept until they are asked for.
+pub struct Wishes {
+    set: libc::sigset_t,
+}
+
+impl Wishes {
+    /// Takes the signals.
+    pub fn take() -> Wishes {
+        let set = signal_set(END.into_iter().chain([SNAPSHOT]));
+        change_mask(libc::SIG_BLOCK, &set);
+        Wishes { set }
+    }
+
+    /// What has been wished for.
+    pub fn next(&self) -> Option<Wish> {
+        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: a set and a time, and nothing to be told beside the signal's number.
+        match unsafe { libc::sigtimedwait(&self.set, std::ptr::null_mut(), &now) } {
+            SNAPSHOT => Some(Wish::Snapshot),
+            signal if END.contains(&signal) => Some(Wish::End),
+            _ => None,
+        }
+    }
+}
+
+/// Blocks all signals for this thread; returns what was blocked before.
+pub fn block_all() -> libc::sigset_t {
+    let mut all = MaybeUninit::zeroed();
+    // SAFETY: memory of the right size.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: zeroed memory is a valid set, and so is what the call wrote.
+    change_mask(libc::SIG_BLOCK, &unsafe { all.assume_init() })
+}
+
+/// Blocks what was blocked before.
+pub fn restore(mask: &libc::sigset_t) {
+    change_mask(libc::SIG_SETMASK, mask);
+}
+
+fn signal_set(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
+    let mut set = MaybeUninit::zeroed();
+    // SAFETY: memory of the right size.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for signal in signals {
+        // SAFETY: a set, made above, and a signal that exists.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+    }
+    // SAFETY: zeroed memory is a valid set, and so is what the calls wrote.
+    unsafe { set.assume_init() }
+}
+
+fn change_mask(how: i32, set: &libc::sigset_t) -> libc::sigset_t {
+    let mut before = MaybeUninit::zeroed();
+    // SAFETY: a set that was made by the calls for it, and memory for another.
+    unsafe { libc::pthread_sigmask(how, set, before.as_mut_ptr()) };
+    // SAFETY: zeroed memory is a valid set, and so is what the call wrote.
+    unsafe { before.assume_init() }
 }
 
 /// The name of a signal, such as `SIGKILL`.

@@ -7,7 +7,7 @@
 //! glibc's crti.o) with a call of `__gmon_start__` if anyone defines that, and otherwise nobody does.
 //! So the runtime is looked at before its constructors run, whoever loads it and however.
 //!
-//! Nothing is looked at without a launcher, and no file is opened unless the runtime is found.
+//! Nothing is looked at if that is switched off, and no file is opened unless the runtime is found.
 
 mod arguments;
 mod decode;
@@ -33,7 +33,7 @@ use self::patch::{Near, Prepared};
 use self::scan::Functions;
 use crate::elf::{self, Object};
 use crate::runtime::{self, Runtime};
-use crate::{hooks, session};
+use crate::{environment, hooks, session};
 
 /// A hook that a patched function jumps to.
 pub struct Entry {
@@ -140,8 +140,8 @@ pub fn look(loading: bool) {
         return;
     }
     let _errno = KeepErrno::new();
-    session::remember_environment();
-    if !session::has_ring() {
+    environment::copy();
+    if !environment::is_on() {
         STATE.store(DONE, Ordering::Release);
         return;
     }
@@ -244,7 +244,7 @@ struct Found {
 /// Does what is to be done about a runtime. Returns whether the launcher must hear of it even if no
 /// hook is ever called.
 fn settle(object: &Object, loading: bool) -> bool {
-    let engine = session::engine();
+    let engine = environment::engine();
     let symbols = object.symbols();
     let mut found = [Found::default(); COUNT];
     if let Some(symbols) = &symbols {
