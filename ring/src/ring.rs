@@ -703,7 +703,7 @@ mod tests {
     use super::*;
     use crate::lane::Step;
     use std::io::{PipeReader, PipeWriter, Read, Write};
-    use std::sync::mpsc;
+    use std::sync::{OnceLock, mpsc};
     use std::thread;
     use std::time::Instant;
 
@@ -1011,6 +1011,84 @@ mod tests {
             let others = (consumer.late(), consumer.spoiled(), consumer.dropped());
             assert_eq!(others, (0, 0, 0));
         }
+    }
+
+    #[test]
+    fn a_signal_handler_may_write_while_it_interrupts_a_writer() {
+        static PRODUCER: OnceLock<Producer> = OnceLock::new();
+        static HANDLED: AtomicU64 = AtomicU64::new(0);
+        thread_local! {
+            static HINT: Cell<u32> = const { Cell::new(0) };
+        }
+        extern "C" fn handle(_: i32) {
+            if let Some(producer) = PRODUCER.get() {
+                let written = HINT.with(|hint| producer.write(hint, 1, &[1], b"handler"));
+                HANDLED.fetch_add(written.into(), Ordering::Relaxed);
+            }
+        }
+        let (mut consumer, producer) = ring();
+        assert!(PRODUCER.set(producer).is_ok());
+        let handler: extern "C" fn(i32) = handle;
+        // SAFETY: zeros are a valid value: no flags and no blocked signals.
+        let mut action = unsafe { std::mem::zeroed::<libc::sigaction>() };
+        action.sa_sigaction = handler as *const () as usize;
+        // SAFETY: the handler does only what a handler may; nobody else uses this signal.
+        let set = unsafe { libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+
+        const EACH: u64 = 20_000;
+        let mut seen = [0, 0];
+        let mut read = |consumer: &mut Consumer| {
+            consumer.drain(usize::MAX, |bytes| seen[bytes[0] as usize] += 1);
+        };
+        let (thread_to_here, thread) = mpsc::channel();
+        let writer = thread::spawn(move || {
+            // SAFETY: takes nothing.
+            thread_to_here.send(unsafe { libc::pthread_self() }).unwrap();
+            let producer = PRODUCER.get().unwrap();
+            for _ in 0..EACH {
+                assert!(HINT.with(|hint| producer.write(hint, 0, &[0], b"interrupted")));
+            }
+        });
+        let thread = thread.recv().unwrap();
+        while !writer.is_finished() {
+            // SAFETY: the thread was not joined yet, so that its name is good.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+            read(&mut consumer);
+        }
+        writer.join().unwrap();
+        read(&mut consumer);
+        assert_eq!(seen, [EACH, HANDLED.load(Ordering::Relaxed)]);
+        assert!(seen[1] > 0);
+        assert_eq!((consumer.torn(), consumer.late(), consumer.spoiled()), (0, 0, 0));
+        assert_eq!(consumer.held().count(), 0);
+    }
+
+    #[test]
+    fn what_the_launcher_wants_is_known_to_the_producers() {
+        for follow in [Follow::Inherit, Follow::None, Follow::Always] {
+            let consumer = Consumer::create(&RingOptions { follow, ..TINY }).unwrap();
+            let producer = Producer::attach(consumer.variable()).unwrap();
+            assert_eq!((producer.follow(), producer.only()), (follow, 0));
+            consumer.set_only(17);
+            assert_eq!(producer.only(), 17);
+        }
+    }
+
+    #[test]
+    fn more_processes_than_there_are_rows_can_write() {
+        let (mut consumer, producer) = ring();
+        let count = KNOWN_PROCESSES as u32 + 1;
+        assert!((0..count).map(|pid| producer.new_process(pid, 1)).eq(0..count));
+        assert_eq!(consumer.processes().count(), KNOWN_PROCESSES);
+        producer.shared.header().processes.0.store(u64::MAX - 1, Ordering::Relaxed);
+        for process in [producer.new_process(1, 1), producer.new_process(1, 1)] {
+            assert_eq!(process, u32::MAX);
+            producer.count_call(process, 0);
+            producer.forget_process(process);
+            assert!(producer.write(&Cell::new(0), process, &[7], b""));
+        }
+        assert_eq!(drain(&mut consumer).len(), 2);
     }
 
     /// A child of the test.

@@ -73,7 +73,7 @@ pub fn ring(bytes: &[u8]) {
                 consumer.file().read_exact_at(&mut state, state_at).expect("it can be read");
                 let position = u64::from_le_bytes(state);
                 let at = |position: u64| {
-                    words + lane * LANE_BYTES as u64 + position * 8 % LANE_BYTES as u64
+                    words + lane * LANE_BYTES as u64 + position % (LANE_BYTES as u64 / 8) * 8
                 };
                 let [first, second] = frame(position, number, size);
                 put(&consumer, at(position), &first.to_le_bytes());
