@@ -15,8 +15,8 @@
 //!
 //! The numbers in a lane ascend, since they are taken while it is held. The reader delivers the records by
 //! their numbers, and so never a record before one that was written earlier, by the same thread or by one
-//! that knew of it. A number that isn't there is waited for while some lane is held. Once none is, nobody
-//! can deliver it, and the reader goes on.
+//! that knew of it. A number that isn't there is waited for while some lane stays held that was held when
+//! this was found. Once there is none, nobody can deliver it, and the reader goes on.
 //!
 //! # Where a writer can die
 //!
@@ -55,6 +55,10 @@ pub const FRAME: usize = 2;
 const LENGTH_BITS: u32 = 16;
 /// The front of a lane that has no record. No record has this number, nor the one before.
 const EMPTY: u64 = u64::MAX;
+
+/// How often the reader looks at all lanes for one record. Three times are enough, unless somebody keeps
+/// changing the order.
+const MOST_LOOKS: usize = 8;
 
 const _: () = assert!(MAX_BYTES < 1 << LENGTH_BITS);
 
@@ -364,8 +368,10 @@ pub struct Reader {
     places: Vec<Place>,
     /// The lane that had the last record.
     current: usize,
-    /// The highest number known to be taken, plus one.
+    /// The highest number known to be taken, plus one, when the reader last looked, or when the wait for a
+    /// record began.
     order: u64,
+    /// Whether it waits for a record: for one of the writers that held a lane when the wait began.
     waiting: bool,
     /// Numbers that may be missing, since their writers' lanes were recovered.
     missing: u64,
@@ -408,16 +414,17 @@ impl Reader {
     /// The lane with the record that is due, or with one that comes late.
     #[inline(never)]
     fn find(&mut self, memory: &impl Memory) -> Option<usize> {
-        loop {
+        for _ in 0..MOST_LOOKS {
             let found = self.fronts.iter().position(|&front| front <= self.next);
             if found.is_some() {
                 self.waiting = false;
                 return found;
             }
             if !self.look(memory) {
-                return None;
+                break;
             }
         }
+        None
     }
 
     /// Copies the first record of the current lane, and leaves it behind; returns its length.
@@ -488,13 +495,13 @@ impl Reader {
         }
     }
 
-    /// Looks for new records in all lanes; whether there is one to read now. Goes on without those that
-    /// nobody can deliver any more.
+    /// Looks for new records in all lanes; whether there may be one to read now. Goes on without those
+    /// that nobody can deliver any more.
     #[cold]
     fn look(&mut self, memory: &impl Memory) -> bool {
-        // Acquire pairs with the `fetch_add` in `write`: of every writer that took a number below this
-        // one, the lane is seen held from here on, or the record.
-        let order = memory.order().load(Ordering::Acquire);
+        // Acquire pairs with the release in `Writer::fill`: of every writer that took a number below this
+        // one, either the lane is seen held from here on, or the record.
+        let order = memory.order().load(Ordering::Acquire).min(EMPTY - 1);
         let is_due = order > self.next || self.fronts.iter().any(|&front| front != EMPTY);
         let (mut found, mut held, mut given_up, mut freed) = (false, false, false, false);
         for index in 0..self.places.len() {
@@ -507,7 +514,8 @@ impl Reader {
                 given_up = true;
             } else {
                 place.given_up = 0;
-                held |= state.owner() != 0;
+                // Who took a lane after the wait began has another number.
+                held |= state.owner() != 0 && (!self.waiting || state.0 == place.before);
             }
             if distance(place.head, state.position()) > lane.words.len() as u64 {
                 // No writer goes that far.
@@ -530,7 +538,9 @@ impl Reader {
         if freed {
             memory.freed();
         }
-        self.order = order;
+        if !self.waiting {
+            self.order = order;
+        }
         if found {
             return true;
         }
@@ -545,33 +555,33 @@ impl Reader {
         }
         self.waiting = false;
         if !is_due {
-            // Unless the order was changed by somebody else, there is nothing; else, what is there is due.
-            return self.fronts.iter().any(|&front| front != EMPTY) && self.look(memory);
+            // Records that are there without a number having been taken: somebody else changed it.
+            return self.fronts.iter().any(|&front| front != EMPTY);
         }
         let before = self.next;
-        let found = self.go_on();
+        self.go_on();
         let lost = self.next - before;
         let explained = lost.min(self.missing);
         self.missing -= explained;
         // Who was given up may have the number, and be late with it.
         self.spoiled += u64::from(lost > explained && !given_up);
-        found
+        lost > 0
     }
 
-    /// Goes on to the next record that is there, or else to the end; whether there is one.
-    fn go_on(&mut self) -> bool {
+    /// Goes on to the next record that is there, but not beyond the numbers that were taken when the
+    /// reader looked, or began to wait: those after them may yet come.
+    fn go_on(&mut self) {
         let front = self.fronts.iter().copied().min().unwrap_or(EMPTY);
         let next = if self.order > self.next { front.min(self.order) } else { front };
-        if next != EMPTY || self.order > self.next {
-            self.next = next.clamp(self.next, EMPTY - 1);
+        if next != EMPTY {
+            self.next = next.max(self.next);
         }
-        front <= self.next
     }
 
     fn publish(&mut self, index: usize, lane: &Lane<'_>) {
         let place = &mut self.places[index];
         place.published = place.head;
-        // Pairs with the acquire load in `Lane::hold`.
+        // Release pairs with the acquire in `Lane::pick`: the words before were read.
         lane.head.store(place.head, Ordering::Release);
     }
 

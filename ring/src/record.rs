@@ -660,7 +660,7 @@ refusals! {
     Changed = 16 "was changed since it was loaded, by a debugger perhaps",
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -8,12 +8,12 @@
 
 use std::cell::Cell;
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -156,8 +156,8 @@ impl Shared {
             && lanes <= MOST_LANES
             && lane_bytes.is_power_of_two()
             && (LEAST_LANE_BYTES..=MOST_LANE_BYTES).contains(&lane_bytes);
-        let headers = (size_of::<Header>() + lanes as usize * size_of::<LaneHeader>()) as u64;
-        fits.then(|| headers + lanes * lane_bytes)
+        let headers = || (size_of::<Header>() + lanes as usize * size_of::<LaneHeader>()) as u64;
+        fits.then(|| headers() + lanes * lane_bytes)
     }
 
     /// Maps `file`, which has as many bytes as these sizes take.
@@ -253,18 +253,8 @@ impl Consumer {
                 ),
             ));
         };
-        // SAFETY: a C string literal and flags; the call has no other requirement.
-        let fd = unsafe {
-            libc::memfd_create(
-                c"ttalloc-ring".as_ptr(),
-                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` was just returned by the kernel and belongs to nobody else.
-        let file = unsafe { File::from_raw_fd(fd) };
+        let file = memory()?;
+        let fd = file.as_raw_fd();
         let length = i64::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
         // Reserved now, so that a writer never meets SIGBUS for want of memory later.
         // SAFETY: plain system calls on a descriptor we own.
@@ -449,6 +439,27 @@ impl Drop for Consumer {
     }
 }
 
+/// An empty file in memory, the user's own.
+fn memory() -> io::Result<File> {
+    let create = |more| {
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | more;
+        // SAFETY: a C string literal and flags; the call has no other requirement.
+        let fd = unsafe { libc::memfd_create(c"ttalloc-ring".as_ptr(), flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just returned by the kernel and belongs to nobody else.
+        Ok(unsafe { File::from_raw_fd(fd) })
+    };
+    let file = match create(libc::MFD_NOEXEC_SEAL) {
+        // Before Linux 6.3. Later ones may insist on it (sysctl vm.memfd_noexec).
+        Err(why) if why.raw_os_error() == Some(libc::EINVAL) => create(0)?,
+        file => file?,
+    };
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
 fn random() -> io::Result<u64> {
     let mut number = 0_u64;
     let size = size_of_val(&number);
@@ -514,14 +525,15 @@ impl Producer {
     /// As [`Producer::attach`]'s.
     pub fn attach_file(file: File, id: u64) -> Result<Producer, AttachError> {
         let metadata = file.metadata()?;
+        // SAFETY: a plain system call on a descriptor we own.
+        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+        // Only files in memory have seals.
+        if !metadata.is_file() || seals < 0 || seals & SEALS != SEALS {
+            return Err(AttachError::Unsealed);
+        }
         // SAFETY: takes nothing.
         if metadata.uid() != unsafe { libc::geteuid() } {
             return Err(AttachError::Owner);
-        }
-        // SAFETY: a plain system call on a descriptor we own.
-        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-        if !metadata.is_file() || seals < 0 || seals & SEALS != SEALS {
-            return Err(AttachError::Unsealed);
         }
         // What is mapped later has the same sizes, which nobody can change.
         let mut start = [0_u64; 5];
@@ -691,7 +703,7 @@ mod tests {
     use super::*;
     use crate::lane::Step;
     use std::io::{PipeReader, PipeWriter, Read, Write};
-    use std::sync::mpsc;
+    use std::sync::{OnceLock, mpsc};
     use std::thread;
     use std::time::Instant;
 
@@ -1001,6 +1013,84 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_signal_handler_may_write_while_it_interrupts_a_writer() {
+        static PRODUCER: OnceLock<Producer> = OnceLock::new();
+        static HANDLED: AtomicU64 = AtomicU64::new(0);
+        thread_local! {
+            static HINT: Cell<u32> = const { Cell::new(0) };
+        }
+        extern "C" fn handle(_: i32) {
+            if let Some(producer) = PRODUCER.get() {
+                let written = HINT.with(|hint| producer.write(hint, 1, &[1], b"handler"));
+                HANDLED.fetch_add(written.into(), Ordering::Relaxed);
+            }
+        }
+        let (mut consumer, producer) = ring();
+        assert!(PRODUCER.set(producer).is_ok());
+        let handler: extern "C" fn(i32) = handle;
+        // SAFETY: zeros are a valid value: no flags and no blocked signals.
+        let mut action = unsafe { std::mem::zeroed::<libc::sigaction>() };
+        action.sa_sigaction = handler as *const () as usize;
+        // SAFETY: the handler does only what a handler may; nobody else uses this signal.
+        let set = unsafe { libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+
+        const EACH: u64 = 20_000;
+        let mut seen = [0, 0];
+        let mut read = |consumer: &mut Consumer| {
+            consumer.drain(usize::MAX, |bytes| seen[bytes[0] as usize] += 1);
+        };
+        let (thread_to_here, thread) = mpsc::channel();
+        let writer = thread::spawn(move || {
+            // SAFETY: takes nothing.
+            thread_to_here.send(unsafe { libc::pthread_self() }).unwrap();
+            let producer = PRODUCER.get().unwrap();
+            for _ in 0..EACH {
+                assert!(HINT.with(|hint| producer.write(hint, 0, &[0], b"interrupted")));
+            }
+        });
+        let thread = thread.recv().unwrap();
+        while !writer.is_finished() {
+            // SAFETY: the thread was not joined yet, so that its name is good.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+            read(&mut consumer);
+        }
+        writer.join().unwrap();
+        read(&mut consumer);
+        assert_eq!(seen, [EACH, HANDLED.load(Ordering::Relaxed)]);
+        assert!(seen[1] > 0);
+        assert_eq!((consumer.torn(), consumer.late(), consumer.spoiled()), (0, 0, 0));
+        assert_eq!(consumer.held().count(), 0);
+    }
+
+    #[test]
+    fn what_the_launcher_wants_is_known_to_the_producers() {
+        for follow in [Follow::Inherit, Follow::None, Follow::Always] {
+            let consumer = Consumer::create(&RingOptions { follow, ..TINY }).unwrap();
+            let producer = Producer::attach(consumer.variable()).unwrap();
+            assert_eq!((producer.follow(), producer.only()), (follow, 0));
+            consumer.set_only(17);
+            assert_eq!(producer.only(), 17);
+        }
+    }
+
+    #[test]
+    fn more_processes_than_there_are_rows_can_write() {
+        let (mut consumer, producer) = ring();
+        let count = KNOWN_PROCESSES as u32 + 1;
+        assert!((0..count).map(|pid| producer.new_process(pid, 1)).eq(0..count));
+        assert_eq!(consumer.processes().count(), KNOWN_PROCESSES);
+        producer.shared.header().processes.0.store(u64::MAX - 1, Ordering::Relaxed);
+        for process in [producer.new_process(1, 1), producer.new_process(1, 1)] {
+            assert_eq!(process, u32::MAX);
+            producer.count_call(process, 0);
+            producer.forget_process(process);
+            assert!(producer.write(&Cell::new(0), process, &[7], b""));
+        }
+        assert_eq!(drain(&mut consumer).len(), 2);
+    }
+
     /// A child of the test.
     struct Process(i32);
 
@@ -1076,8 +1166,46 @@ mod tests {
         let variable = consumer.variable();
         let (path, _) = variable.split_once('@').unwrap();
         assert_eq!(attach(&format!("{path}@{:016x}", consumer.id() ^ 1)), "another ring");
-        consumer.shared.header().version.store(0, Ordering::Relaxed);
-        assert_eq!(attach(&variable), format!("not a ring of version {VERSION}"));
+        let header = consumer.shared.header();
+        let foreign = format!("not a ring of version {VERSION}");
+        for (field, bad) in [
+            (&header.magic, 0),
+            (&header.version, 2),
+            (&header.lanes, 4),
+            (&header.lanes, u64::MAX),
+            (&header.lane_bytes, 0),
+            (&header.lane_bytes, 1 << 63),
+        ] {
+            let good = field.swap(bad, Ordering::Relaxed);
+            assert_eq!(attach(&variable), foreign);
+            field.store(good, Ordering::Relaxed);
+        }
+        assert!(Producer::attach(&variable).is_ok());
+        let mode = consumer.file().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "it is the user's own");
+
+        let unsealed = memory().unwrap();
+        unsealed.set_len(consumer.file().metadata().unwrap().len()).unwrap();
+        let path = format!("/proc/self/fd/{}@{:016x}", unsealed.as_raw_fd(), consumer.id());
+        assert_eq!(attach(&path), "not sealed memory");
+        // Only root can give it to somebody else.
+        if std::os::unix::fs::fchown(consumer.file(), Some(1), None).is_ok() {
+            assert_eq!(attach(&variable), "another user's");
+        }
+    }
+
+    #[test]
+    fn only_sizes_that_make_sense_are_made() {
+        for (lanes, lane_bytes) in
+            [(0, 1 << 17), (3, 1 << 17), (64, 1 << 13), (64, 100_000), (1 << 13, 1 << 14)]
+        {
+            let options = RingOptions { lanes, lane_bytes, ..TINY };
+            let why = Consumer::create(&options).err().unwrap();
+            assert_eq!(why.kind(), io::ErrorKind::InvalidInput);
+        }
+        let consumer = Consumer::create(&RingOptions::default()).unwrap();
+        let bytes = consumer.file().metadata().unwrap().len();
+        assert!((8 << 20..9 << 20).contains(&bytes), "{bytes}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is done with each input, by the fuzzer, and by the ordinary test of the inputs that are kept.
 //!
-//! To run one: `cargo +nightly fuzz run --fuzz-dir tests/fuzz ring -- -max_total_time=300`, or `record`; and
-//! `cargo +nightly fuzz cmin --fuzz-dir tests/fuzz ring` to keep only those that differ in what they reach.
+//! `cargo +nightly fuzz run --fuzz-dir tests/fuzz ring -- -max_total_time=300` looks for more, or with `record`;
+//! `cargo +nightly fuzz cmin --fuzz-dir tests/fuzz ring` keeps only those that differ in what they reach.
 
 #![allow(dead_code, reason = "each target uses one of them")]
 
@@ -73,7 +73,7 @@ pub fn ring(bytes: &[u8]) {
                 consumer.file().read_exact_at(&mut state, state_at).expect("it can be read");
                 let position = u64::from_le_bytes(state);
                 let at = |position: u64| {
-                    words + lane * LANE_BYTES as u64 + position * 8 % LANE_BYTES as u64
+                    words + lane * LANE_BYTES as u64 + position % (LANE_BYTES as u64 / 8) * 8
                 };
                 let [first, second] = frame(position, number, size);
                 put(&consumer, at(position), &first.to_le_bytes());

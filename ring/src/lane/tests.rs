@@ -191,6 +191,45 @@ fn a_record_that_was_passed_is_late() {
 }
 
 #[test]
+fn only_who_held_a_lane_from_the_first_is_waited_for() {
+    let shared = Shared::new(4, 0);
+    let mut reader = Reader::new(4, 0);
+    assert_eq!(write(&shared, 0, 1, Some(Step::Numbered)), Err(Refused::Stopped));
+    write(&shared, 1, 2, None).unwrap();
+    assert_eq!(read(&shared, &mut reader, 9), []);
+    assert!(reader.is_waiting());
+    // This one holds its lane for other reasons.
+    assert!(shared.lane(2).hold(9, 0));
+    assert_eq!(read(&shared, &mut reader, 9), []);
+    assert!(reader.is_waiting());
+    reader.recover(&shared, 0);
+    assert_eq!(read(&shared, &mut reader, 9), [2]);
+    assert_eq!(counts(&reader), (1, 0, 0));
+}
+
+#[test]
+fn numbers_taken_after_the_wait_began_are_not_given_up_with_it() {
+    let shared = Shared::new(4, 0);
+    let mut reader = Reader::new(4, 0);
+    assert_eq!(write(&shared, 0, 1, Some(Step::Numbered)), Err(Refused::Stopped));
+    assert_eq!(read(&shared, &mut reader, 9), []);
+    // Its writer is only slow.
+    let lane = shared.lane(1);
+    assert!(lane.hold(9, 0));
+    assert_eq!(shared.order.fetch_add(1, Ordering::Relaxed), 1);
+    reader.recover(&shared, 0);
+    assert_eq!(read(&shared, &mut reader, 9), []);
+    assert!(reader.is_waiting());
+    write(&shared, 2, 3, None).unwrap();
+    for (value, at) in frame(0, 1, 8).into_iter().chain([2]).zip(0..) {
+        lane.words[at].store(value, Ordering::Relaxed);
+    }
+    assert!(lane.commit(9, 0, 3));
+    assert_eq!(read(&shared, &mut reader, 9), [2, 3]);
+    assert_eq!(counts(&reader), (1, 0, 0));
+}
+
+#[test]
 fn a_number_that_nobody_can_deliver_is_not_waited_for() {
     let shared = Shared::new(2, 0);
     let mut reader = Reader::new(2, 0);
