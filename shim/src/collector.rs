@@ -5,7 +5,8 @@
 //! adopted by the system; that child is made by clone without a signal for its end, so that neither
 //! `wait` nor a handler of SIGCHLD sees it, and no handler of fork runs. Both run on memory of their own
 //! in the program's address space, while the thread that called waits, as in vfork: nothing is copied,
-//! however large the program is. They hold nothing that other threads might wait for.
+//! however large the program is. They hold nothing that other threads might wait for. Where the program
+//! itself is the one who adopts, no collector is started.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::io;
@@ -34,6 +35,11 @@ const SIGNALS: c_int = 64;
 
 /// Starts a collector, and returns its ring's name; or says why there is none.
 pub fn start() -> Result<Vec<u8>, String> {
+    if adopts_orphans() {
+        return Err(format!(
+            "it adopts orphans, as process 1 or a subreaper (prctl(2)) does, and its wait would find a collector; {BY_RUN}"
+        ));
+    }
     let program = find()?;
     let shown = program.display().to_string();
     let failed =
@@ -69,6 +75,15 @@ pub fn start() -> Result<Vec<u8>, String> {
 }
 
 const BY_RUN: &str = "run the program under ttalloc-run instead";
+
+/// Whether this process would be the collector's parent. One that waits until it has no child any more
+/// would then wait for ever; and what process 1 of a container leaves behind is killed with it.
+fn adopts_orphans() -> bool {
+    let mut is_subreaper: c_int = 0;
+    // SAFETY: room for a number.
+    unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut is_subreaper) };
+    is_subreaper != 0 || std::process::id() == 1
+}
 
 /// Where the launcher lies whose library this is: beside it, above it as Cargo builds them, or in `bin`
 /// beside its folder.

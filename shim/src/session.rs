@@ -242,6 +242,8 @@ fn is_only_an_end(index: usize) -> bool {
 /// Reaches the ring, if there is one; whether recording is on.
 #[cold]
 fn start() -> bool {
+    // A constructor of tt-metal's may run before ours.
+    environment::copy();
     if !environment::is_on() {
         STATE.store(OFF, Ordering::Release);
         return false;
