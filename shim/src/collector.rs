@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::descriptors::Low;
 use crate::environment;
+use crate::reach::{Unreachable, is_passing};
 
 /// How long the collector may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,16 +35,20 @@ const SET: usize = 8;
 const SIGNALS: c_int = 64;
 
 /// Starts a collector, and returns its ring's name; or says why there is none.
-pub fn start() -> Result<Vec<u8>, String> {
+pub fn start() -> Result<Vec<u8>, Unreachable> {
     if adopts_orphans() {
-        return Err(format!(
+        return Err(Unreachable::Refused(format!(
             "it adopts orphans, as process 1 or a subreaper (prctl(2)) does, and its wait would find a collector; {BY_RUN}"
-        ));
+        )));
     }
-    let program = find()?;
+    let program = find().map_err(Unreachable::Refused)?;
     let shown = program.display().to_string();
-    let failed =
-        |why: io::Error| format!("{shown}, its collector, can't be started: {why}; {BY_RUN}");
+    let failed = |why: io::Error| match is_passing(&why) {
+        true => Unreachable::Passing,
+        false => Unreachable::Refused(format!(
+            "{shown}, its collector, can't be started: {why}; {BY_RUN}"
+        )),
+    };
     let path = CString::new(program.into_os_string().into_vec());
     let path = path.map_err(|why| failed(why.into()))?;
     // SAFETY: looks at a number that may or may not be a descriptor.
@@ -68,10 +73,11 @@ pub fn start() -> Result<Vec<u8>, String> {
     };
     spawn(what).map_err(failed)?;
     drop(reply);
-    let answer = read_line(&from_collector).map_err(|why| {
-        format!("{shown}, its collector, did not answer: {why}; look at what it printed above, or {BY_RUN}")
-    })?;
-    Ok(answer)
+    read_line(&from_collector).map_err(|why| {
+        Unreachable::Refused(format!(
+            "{shown}, its collector, did not answer: {why}; look at what it printed above, or {BY_RUN}"
+        ))
+    })
 }
 
 const BY_RUN: &str = "run the program under ttalloc-run instead";

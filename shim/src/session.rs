@@ -328,7 +328,7 @@ fn reach() -> Result<(Reached, Name), Unreachable> {
             Unreachable::Refused(format!("{what}; unset it, or run it under ttalloc-run"))
         })?
     } else {
-        let answer = collector::start().map_err(Unreachable::Refused)?;
+        let answer = collector::start()?;
         Name::parse(&answer).ok_or_else(|| {
             let what = "its collector answered what makes no sense";
             Unreachable::Refused(format!("{what}; install the library and ttalloc from one build"))

@@ -474,17 +474,28 @@ fn threads_that_begin_together_lose_nothing() {
     }
 }
 
-/// What comes at a closed standard stream is no matter of ours.
+/// What others write to a standard stream that is closed must not come to the pipe or the ring.
 #[test]
 fn closed_standard_streams_stay_closed() {
     let program = standin();
-    for closed in ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"] {
+    let streams = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"];
+    for closed in streams {
         let mut by_hand = ByHand::new();
-        let line = format!("exec $0 leaf 7>&1 {closed}");
+        let variable = by_hand.ring.variable();
+        let look = "for fd in 0 1 2; do readlink /proc/$3/fd/$fd; done >LOG";
+        by_hand.collector(&format!("{look}; echo '{variable}' >&3"));
+        let line = format!("exec $0 leaf {closed}");
         let mut command = by_hand.command("/bin/sh");
         let (_, records) = by_hand.run(command.args(["-c", &line]).arg(&program));
         assert_eq!(announced(&records).len(), 1, "{closed}");
         assert_eq!(allocations(&records), 3, "{closed}");
+        let log = fs::read_to_string(by_hand.path("log")).unwrap();
+        let found: Vec<_> = log.lines().map(|link| link == "/").collect();
+        let is_closed = ["<", ">", "2"].map(|stream| match stream {
+            ">" => closed.starts_with('>') || closed.contains(" >"),
+            stream => closed.contains(stream) && (stream != "<" || closed.starts_with('<')),
+        });
+        assert_eq!(found, is_closed, "{closed}: {log}");
     }
 }
 
