@@ -671,6 +671,7 @@ fn where_the_path_leads_nowhere_the_socket_hands_the_ring() {
     assert_eq!((process.pid, process.inner_pid), (77, pid));
 
     // Each forked child asks for its own pid.
+    let mut ring = Consumer::create(&RingOptions::default()).unwrap();
     let door = Door::open(ring.id());
     let file = ring.file().try_clone().unwrap();
     let mut command = preloaded(&program, "inherit");
@@ -690,8 +691,9 @@ fn where_the_path_leads_nowhere_the_socket_hands_the_ring() {
 #[test]
 fn a_launcher_that_does_not_answer_is_not_waited_for() {
     let program = standin();
-    let ring = Consumer::create(&RingOptions::default()).unwrap();
     let why = |answer: &dyn Fn(&UnixStream)| {
+        // Each has a name of its own: a child that another test forks may hold a socket for a moment.
+        let ring = Consumer::create(&RingOptions::default()).unwrap();
         let door = Door::open(ring.id());
         let mut command = preloaded(&program, "inherit");
         command.arg("leaf").env("TTALLOC_RING", format!("/no/such@{:016x}", ring.id()));
@@ -709,12 +711,12 @@ fn a_launcher_that_does_not_answer_is_not_waited_for() {
     let no_ring = "gave no ring; start it as the user who runs ttalloc-run";
     assert_eq!(why(&|peer| peer.shutdown(std::net::Shutdown::Both).unwrap()), no_ring);
     assert_eq!(why(&|peer| send(peer, b"1234", None)), no_ring);
+    let null = File::open("/dev/null").unwrap();
     let short = |peer: &UnixStream| {
-        send(peer, b"12", Some(ring.file()));
+        send(peer, b"12", Some(&null));
         peer.shutdown(std::net::Shutdown::Both).unwrap();
     };
     assert_eq!(why(&short), no_ring);
-    let null = File::open("/dev/null").unwrap();
     let other = why(&|peer| send(peer, b"1234", Some(&null)));
     assert!(other.contains("can't be used: not sealed memory"), "{other}");
 }
