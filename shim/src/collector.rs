@@ -5,7 +5,8 @@
 //! adopted by the system; that child is made by clone without a signal for its end, so that neither
 //! `wait` nor a handler of SIGCHLD sees it, and no handler of fork runs. Both run on memory of their own
 //! in the program's address space, while the thread that called waits, as in vfork: nothing is copied,
-//! however large the program is. They hold nothing that other threads might wait for.
+//! however large the program is. They hold nothing that other threads might wait for. Where the program
+//! itself is the one who adopts, no collector is started.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::io;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::descriptors::Low;
 use crate::environment;
+use crate::reach::{Unreachable, is_passing};
 
 /// How long the collector may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,11 +35,20 @@ const SET: usize = 8;
 const SIGNALS: c_int = 64;
 
 /// Starts a collector, and returns its ring's name; or says why there is none.
-pub fn start() -> Result<Vec<u8>, String> {
-    let program = find()?;
+pub fn start() -> Result<Vec<u8>, Unreachable> {
+    if adopts_orphans() {
+        return Err(Unreachable::Refused(format!(
+            "it adopts orphans, as process 1 or a subreaper (prctl(2)) does, and its wait would find a collector; {BY_RUN}"
+        )));
+    }
+    let program = find().map_err(Unreachable::Refused)?;
     let shown = program.display().to_string();
-    let failed =
-        |why: io::Error| format!("{shown}, its collector, can't be started: {why}; {BY_RUN}");
+    let failed = |why: io::Error| match is_passing(&why) {
+        true => Unreachable::Passing,
+        false => Unreachable::Refused(format!(
+            "{shown}, its collector, can't be started: {why}; {BY_RUN}"
+        )),
+    };
     let path = CString::new(program.into_os_string().into_vec());
     let path = path.map_err(|why| failed(why.into()))?;
     // SAFETY: looks at a number that may or may not be a descriptor.
@@ -62,13 +73,23 @@ pub fn start() -> Result<Vec<u8>, String> {
     };
     spawn(what).map_err(failed)?;
     drop(reply);
-    let answer = read_line(&from_collector).map_err(|why| {
-        format!("{shown}, its collector, did not answer: {why}; look at what it printed above, or {BY_RUN}")
-    })?;
-    Ok(answer)
+    read_line(&from_collector).map_err(|why| {
+        Unreachable::Refused(format!(
+            "{shown}, its collector, did not answer: {why}; look at what it printed above, or {BY_RUN}"
+        ))
+    })
 }
 
 const BY_RUN: &str = "run the program under ttalloc-run instead";
+
+/// Whether this process would be the collector's parent. One that waits until it has no child any more
+/// would then wait for ever; and what process 1 of a container leaves behind is killed with it.
+fn adopts_orphans() -> bool {
+    let mut is_subreaper: c_int = 0;
+    // SAFETY: room for a number.
+    unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut is_subreaper) };
+    is_subreaper != 0 || std::process::id() == 1
+}
 
 /// Where the launcher lies whose library this is: beside it, above it as Cargo builds them, or in `bin`
 /// beside its folder.

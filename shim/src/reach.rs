@@ -105,7 +105,7 @@ fn unusable(place: &dyn std::fmt::Display, why: AttachError) -> Unreachable {
 }
 
 /// Whether an error may be gone at the next try.
-fn is_passing(why: &io::Error) -> bool {
+pub fn is_passing(why: &io::Error) -> bool {
     matches!(why.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
 }
 

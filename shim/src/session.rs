@@ -242,6 +242,8 @@ fn is_only_an_end(index: usize) -> bool {
 /// Reaches the ring, if there is one; whether recording is on.
 #[cold]
 fn start() -> bool {
+    // A constructor of tt-metal's may run before ours.
+    environment::copy();
     if !environment::is_on() {
         STATE.store(OFF, Ordering::Release);
         return false;
@@ -326,7 +328,7 @@ fn reach() -> Result<(Reached, Name), Unreachable> {
             Unreachable::Refused(format!("{what}; unset it, or run it under ttalloc-run"))
         })?
     } else {
-        let answer = collector::start().map_err(Unreachable::Refused)?;
+        let answer = collector::start()?;
         Name::parse(&answer).ok_or_else(|| {
             let what = "its collector answered what makes no sense";
             Unreachable::Refused(format!("{what}; install the library and ttalloc from one build"))

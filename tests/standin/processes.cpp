@@ -254,6 +254,23 @@ void together() {
     say("used " + std::to_string(getpid()));
 }
 
+// Allocates and frees until its standard input ends.
+void busy() {
+    use();
+    std::atomic<bool> done{false};
+    std::thread waiter([&] {
+        char byte;
+        while (read(0, &byte, 1) > 0) {
+        }
+        done = true;
+    });
+    for (long count = 0; !done || count < 1000; ++count) {
+        distributed::MeshBuffer::create(mesh, 2048, 2048, BufferType::L1);
+    }
+    waiter.join();
+    say("done");
+}
+
 void daemon() {
     use();
     int ready[2];
@@ -294,6 +311,8 @@ int main(int argc, char** argv) {
         check(false, "it can go on as another program");
     } else if (word == "together") {
         together();
+    } else if (word == "busy") {
+        busy();
     } else if (word == "daemon") {
         daemon();
     } else {

@@ -18,8 +18,8 @@ use tempfile::TempDir;
 use ttalloc_ring::record::{self, Record};
 use ttalloc_ring::ring::{Consumer, Follow, RingOptions};
 use ttalloc_symbols::Era;
-use ttalloc_tests::programs;
 use ttalloc_tests::standin::{Compiler, Standin};
+use ttalloc_tests::{programs, read_report};
 
 /// A ring's name that leads nowhere.
 const RING: &str = "/proc/1/fd/999999@0123456789abcdef";
@@ -391,6 +391,28 @@ fn without_a_collector_the_program_runs_untracked_and_says_why_once() {
     assert_eq!(why(&|by_hand| fs::remove_file(by_hand.path("ttalloc")).unwrap()), missing);
 }
 
+/// Who adopts orphans would be the collector's parent, and might wait for it for ever.
+#[test]
+fn a_subreaper_gets_no_collector() {
+    let program = standin();
+    let mut by_hand = ByHand::new();
+    let mut command = by_hand.command(&program);
+    let adopt = || {
+        // SAFETY: plain numbers.
+        match unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: a system call only.
+    unsafe { command.pre_exec(adopt) };
+    let (output, records) = by_hand.run(command.arg("leaf"));
+    let why = not_tracked(&output);
+    assert!(why.starts_with("it adopts orphans, "), "{why}");
+    assert!(why.ends_with("; run the program under ttalloc-run instead"), "{why}");
+    assert!(records.is_empty() && !by_hand.path("log").exists());
+}
+
 /// The line is not worth the program's life.
 #[test]
 fn nobody_needs_to_hear_why() {
@@ -452,17 +474,28 @@ fn threads_that_begin_together_lose_nothing() {
     }
 }
 
-/// What comes at a closed standard stream is no matter of ours.
+/// What others write to a standard stream that is closed must not come to the pipe or the ring.
 #[test]
 fn closed_standard_streams_stay_closed() {
     let program = standin();
-    for closed in ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"] {
+    let streams = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"];
+    for closed in streams {
         let mut by_hand = ByHand::new();
-        let line = format!("exec $0 leaf 7>&1 {closed}");
+        let variable = by_hand.ring.variable();
+        let look = "for fd in 0 1 2; do readlink /proc/$3/fd/$fd; done >LOG";
+        by_hand.collector(&format!("{look}; echo '{variable}' >&3"));
+        let line = format!("exec $0 leaf {closed}");
         let mut command = by_hand.command("/bin/sh");
         let (_, records) = by_hand.run(command.args(["-c", &line]).arg(&program));
         assert_eq!(announced(&records).len(), 1, "{closed}");
         assert_eq!(allocations(&records), 3, "{closed}");
+        let log = fs::read_to_string(by_hand.path("log")).unwrap();
+        let found: Vec<_> = log.lines().map(|link| link == "/").collect();
+        let is_closed = ["<", ">", "2"].map(|stream| match stream {
+            ">" => closed.starts_with('>') || closed.contains(" >"),
+            stream => closed.contains(stream) && (stream != "<" || closed.starts_with('<')),
+        });
+        assert_eq!(found, is_closed, "{closed}: {log}");
     }
 }
 
@@ -603,8 +636,10 @@ fn send(to: &UnixStream, bytes: &[u8], file: Option<&File>) {
         message.msg_control = control.as_mut_ptr().cast();
         // SAFETY: computes a number.
         message.msg_controllen = unsafe { libc::CMSG_SPACE(4) } as usize;
+        // SAFETY: the message is whole.
+        let head = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
         // SAFETY: the message has room for a head.
-        let head = unsafe { &mut *libc::CMSG_FIRSTHDR(&raw const message) };
+        let head = unsafe { &mut *head };
         (head.cmsg_level, head.cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
         // SAFETY: computes a number.
         head.cmsg_len = unsafe { libc::CMSG_LEN(4) } as usize;
@@ -636,6 +671,7 @@ fn where_the_path_leads_nowhere_the_socket_hands_the_ring() {
     assert_eq!((process.pid, process.inner_pid), (77, pid));
 
     // Each forked child asks for its own pid.
+    let mut ring = Consumer::create(&RingOptions::default()).unwrap();
     let door = Door::open(ring.id());
     let file = ring.file().try_clone().unwrap();
     let mut command = preloaded(&program, "inherit");
@@ -655,8 +691,9 @@ fn where_the_path_leads_nowhere_the_socket_hands_the_ring() {
 #[test]
 fn a_launcher_that_does_not_answer_is_not_waited_for() {
     let program = standin();
-    let ring = Consumer::create(&RingOptions::default()).unwrap();
     let why = |answer: &dyn Fn(&UnixStream)| {
+        // Each has a name of its own: a child that another test forks may hold a socket for a moment.
+        let ring = Consumer::create(&RingOptions::default()).unwrap();
         let door = Door::open(ring.id());
         let mut command = preloaded(&program, "inherit");
         command.arg("leaf").env("TTALLOC_RING", format!("/no/such@{:016x}", ring.id()));
@@ -674,12 +711,12 @@ fn a_launcher_that_does_not_answer_is_not_waited_for() {
     let no_ring = "gave no ring; start it as the user who runs ttalloc-run";
     assert_eq!(why(&|peer| peer.shutdown(std::net::Shutdown::Both).unwrap()), no_ring);
     assert_eq!(why(&|peer| send(peer, b"1234", None)), no_ring);
+    let null = File::open("/dev/null").unwrap();
     let short = |peer: &UnixStream| {
-        send(peer, b"12", Some(ring.file()));
+        send(peer, b"12", Some(&null));
         peer.shutdown(std::net::Shutdown::Both).unwrap();
     };
     assert_eq!(why(&short), no_ring);
-    let null = File::open("/dev/null").unwrap();
     let other = why(&|peer| send(peer, b"1234", Some(&null)));
     assert!(other.contains("can't be used: not sealed memory"), "{other}");
 }
@@ -745,4 +782,116 @@ fn programs_that_programs_start_are_tracked() {
         assert_eq!(found(&["cleaned", way], "inherit"), (1, 2), "{way}");
         assert_eq!(found(&["cleaned", way], "always"), (2, 2), "{way}");
     }
+}
+
+/// Runs a program with the preload library, which finds the collector by itself, to the end of both.
+#[track_caller]
+fn collected(words: &[&str], prepare: impl FnOnce(&mut Command)) -> (Output, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = bare(standin());
+    command.args(words).env("LD_PRELOAD", &programs().shim).current_dir(folder.path());
+    prepare(command.stdin(Stdio::null()));
+    // The collector has the program's standard error, which ends with it.
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    (output, folder)
+}
+
+#[test]
+fn by_hand_there_is_a_report_too() {
+    let (output, folder) = collected(&["children"], |_| ());
+    let pids = pids(&output, "used ");
+    let first: u32 = text(&output.stdout).lines().next().unwrap()[5..].parse().unwrap();
+    let path = folder.path().join(format!("ttalloc-report.{first}.json"));
+    let report = read_report(&fs::read(&path).unwrap());
+    let found: BTreeSet<_> = report.processes.iter().map(|process| process.pid).collect();
+    assert_eq!(found, pids, "{output:?}");
+    assert!(report.integrity.complete, "{:?}", report.integrity.problems);
+    let told = text(&output.stderr);
+    assert!(told.contains("children, exited normally\n") && told.contains(" chip "), "{told}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    let (output, folder) = collected(&["leaf"], |command| {
+        command.env("TTALLOC_REPORT", "of-%p.json");
+    });
+    let pid = pids_of(&output);
+    assert!(folder.path().join(format!("of-{pid}.json")).exists(), "{output:?}");
+
+    // Nothing tracked, nothing started.
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = bare("ls");
+    command.env("LD_PRELOAD", &programs().shim).current_dir(folder.path());
+    let output = command.output().unwrap();
+    assert_eq!((text(&output.stdout), text(&output.stderr)), (String::new(), String::new()));
+}
+
+/// The pid of the only process that used the device.
+fn pids_of(output: &Output) -> u32 {
+    *pids(output, "used ").first().unwrap()
+}
+
+/// The collector may be killed at any time, also when it has let the ring run full.
+#[test]
+fn a_collector_that_dies_takes_nothing_with_it() {
+    let program = standin();
+    let kill = |signal: &str, pid: &str| {
+        assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+    };
+    for (wait, stopped) in [(0, 0), (5, 0), (200, 0), (100, 500)] {
+        let by_hand = ByHand::new();
+        let real = programs().ttalloc.display();
+        by_hand.collector(&format!("echo $$ >LOG; exec {real} \"$@\""));
+        let mut command = by_hand.command(&program);
+        command.arg("busy").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let since = Instant::now();
+        let collector = loop {
+            match fs::read_to_string(by_hand.path("log")) {
+                Ok(pid) if pid.ends_with('\n') => break pid.trim().to_owned(),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+            assert!(since.elapsed() < Duration::from_secs(20));
+        };
+        std::thread::sleep(Duration::from_millis(wait));
+        if stopped > 0 {
+            kill("-STOP", &collector);
+            std::thread::sleep(Duration::from_millis(stopped));
+        }
+        kill("-KILL", &collector);
+        std::thread::sleep(Duration::from_millis(50));
+        let since = Instant::now();
+        drop(child.stdin.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(since.elapsed() < Duration::from_secs(5), "{wait} {stopped}");
+        assert!(output.status.success(), "{output:?}");
+        assert!(text(&output.stdout).ends_with("\ndone\n"), "{output:?}");
+        // If it was killed before it had answered, that is said; otherwise nothing is.
+        let told = text(&output.stderr);
+        assert!(told.is_empty() || told.contains("is not tracked: ") && wait < 200, "{told}");
+    }
+}
+
+/// In a pid namespace of its own, with a /proc to match, a program can't see the launcher, and has
+/// another pid than the launcher knows it by.
+#[test]
+fn a_pid_namespace_between_launcher_and_program_is_crossed() {
+    let program = standin();
+    let namespace = ["-Urpf", "--mount-proc"];
+    let status = Command::new("unshare").args(namespace).arg("true").output().unwrap().status;
+    if !status.success() {
+        eprintln!("\nSKIPPED: NAMESPACES CAN'T BE MADE HERE\n");
+        return;
+    }
+    let run = ttalloc_tests::run(Path::new("unshare"), |command| {
+        command.args(namespace).arg(&program).arg("children");
+    });
+    let inner = pids(&run.output, "used ");
+    let report = run.report();
+    assert!(report.integrity.complete, "{}", run.describe());
+    let tracked: Vec<_> =
+        report.processes.iter().filter(|process| process.runtime.is_some()).collect();
+    let found: BTreeSet<_> = tracked.iter().map(|process| process.inner_pid).collect();
+    assert_eq!(found, inner, "{}", run.describe());
+    assert!(tracked.iter().all(|process| process.pid != process.inner_pid && process.pid > 0));
+    assert!(tracked.iter().all(|process| process.start_ticks > 0));
 }
