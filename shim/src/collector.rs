@@ -34,6 +34,11 @@ const SIGNALS: c_int = 64;
 
 /// Starts a collector, and returns its ring's name; or says why there is none.
 pub fn start() -> Result<Vec<u8>, String> {
+    if std::process::id() == 1 {
+        return Err(format!(
+            "this process is the first of its container, to which every orphan comes, also its collector; {BY_RUN}"
+        ));
+    }
     let program = find()?;
     let shown = program.display().to_string();
     let failed =
@@ -162,6 +167,8 @@ fn spawn(mut start: Start) -> io::Result<()> {
     }
     start.stack = stacks.wrapping_byte_add(STACK);
     let top = stacks.wrapping_byte_add(2 * STACK);
+    // A program that takes in its descendants' orphans must not get this one: it might wait for it.
+    let _not_reaper = NotReaper::begin();
     // No handler may run in a child, as if it were the program. The C library's function would leave
     // two of its own signals.
     let (all, mut before) = (u64::MAX, 0_u64);
@@ -185,6 +192,33 @@ fn spawn(mut start: Start) -> io::Result<()> {
         (..0, _) => Err(why),
         (_, 0) => Ok(()),
         (_, error) => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// While this lives, the process is not the one to which its descendants' orphans come, if it was.
+struct NotReaper {
+    was: bool,
+}
+
+impl NotReaper {
+    fn begin() -> NotReaper {
+        let mut is_reaper: c_int = 0;
+        // SAFETY: room for the answer.
+        unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut is_reaper) };
+        if is_reaper != 0 {
+            // SAFETY: a plain number.
+            unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 0) };
+        }
+        NotReaper { was: is_reaper != 0 }
+    }
+}
+
+impl Drop for NotReaper {
+    fn drop(&mut self) {
+        if self.was {
+            // SAFETY: a plain number.
+            unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+        }
     }
 }
 

@@ -28,6 +28,7 @@ const CASES: &[(&str, Case)] = &[
     ("followed_always", followed_always),
     ("by_sh", by_sh),
     ("by_hand", by_hand),
+    ("by_hand_as_a_reaper", by_hand_as_a_reaper),
 ];
 
 fn main() -> ExitCode {
@@ -154,9 +155,19 @@ fn followed_always(program: &Path) {
 /// Without a launcher: the collector that the library starts is not to be seen either. It prints its
 /// summary when the program is gone.
 fn by_hand(program: &Path) {
+    check_by_hand(&[program]);
+}
+
+/// Nor by a program to which its descendants' orphans come, as the collector is.
+fn by_hand_as_a_reaper(program: &Path) {
+    check_by_hand(&[program, Path::new("reaper")]);
+}
+
+#[track_caller]
+fn check_by_hand(words: &[&Path]) {
     let place = Place::new();
     let report = place.folder.path().join("report.json");
-    let mut seen = place.run(&[program], |command| {
+    let mut seen = place.run(words, |command| {
         command.env("LD_PRELOAD", &programs().shim).env("TTALLOC_REPORT", &report);
     });
     let begun = Instant::now();
@@ -166,7 +177,7 @@ fn by_hand(program: &Path) {
     }
     // The collector may have begun to print.
     seen.errors.clear();
-    place.compare(&[program], &seen);
+    place.compare(words, &seen);
     assert_tracked(&place.report());
 }
 
