@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Output, Stdio};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -40,6 +40,14 @@ const CASES: &[(&str, Case)] = &[
     ("a_killed_launcher_leaves_nothing", a_killed_launcher_leaves_nothing),
     ("full_rings", full_rings),
     ("no_descriptors_are_kept", no_descriptors_are_kept),
+    ("every_way_by_hand", every_way_by_hand),
+    ("children_by_hand", children_by_hand),
+    ("named_by_hand", named_by_hand),
+    ("exec_by_hand", exec_by_hand),
+    ("left_behind_by_hand", left_behind_by_hand),
+    ("collectors_that_end", collectors_that_end),
+    ("switched_off", switched_off),
+    ("followed", followed),
 ];
 
 const REPORT: &str = "ttalloc-report.json";
@@ -667,6 +675,220 @@ fn a_killed_launcher_leaves_nothing() {
         let report = read(running.folder.path());
         assert!(report.is_none_or(|report| report.snapshot && live(&report) == 3));
     }
+}
+
+// Without a launcher.
+
+/// The program with the preload library alone, in `folder`.
+fn by_hand(folder: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(ends());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TTALLOC") {
+            command.env_remove(name);
+        }
+    }
+    command.args(words).current_dir(folder).env("LD_PRELOAD", &programs().shim);
+    command
+}
+
+/// The names in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Runs it to the end of both, the program and its collector.
+fn finish(command: &mut Command) -> (u32, Output) {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    (child.id(), child.wait_with_output().unwrap())
+}
+
+fn every_way_by_hand() {
+    for (way, exit) in ways() {
+        let folder = tempfile::tempdir().unwrap();
+        let alone = Command::new(ends()).args(["end", way]).output().unwrap();
+        let (pid, output) = finish(&mut by_hand(folder.path(), &["end", way]));
+        assert_eq!((output.status, &output.stdout), (alone.status, &alone.stdout), "{way}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let name = format!("ttalloc-report.{pid}.json");
+        assert_eq!(names(folder.path()), [name.as_str()], "{stderr}");
+        let report = read_report(&fs::read(folder.path().join(&name)).unwrap());
+        let exit = if kernel_tells() { exit } else { report.exit.clone() };
+        assert_eq!((&report.exit, report.snapshot), (&exit, false), "{way}");
+        assert_eq!(report.processes[0].pid, pid);
+        assert_eq!(report.command[1..], ["end", way]);
+        assert_whole(&report, 0, 3);
+        assert_eq!(live(&report), if matches!(way, "return" | "exit") { 0 } else { 3 });
+        // Buffers are made after the start, and before the end.
+        let times = report.live_buffers.iter().map(|buffer| buffer.allocated_ns);
+        assert!(times.into_iter().all(|time| time <= report.duration_ns), "{stderr}");
+        let summary = stderr.strip_prefix(&*String::from_utf8_lossy(&alone.stderr)).unwrap();
+        assert!(summary.starts_with(&format!("ttalloc: {} end {way}, ", ends().display())));
+        assert!(summary.contains("report written to ") && summary.contains(&name), "{summary}");
+    }
+}
+
+/// A program that waits for all its children, and many of them.
+fn children_by_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pid, output) = finish(&mut by_hand(folder.path(), &["children", "20"]));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let name = format!("ttalloc-report.{pid}.json");
+    assert_eq!(names(folder.path()), [name.as_str()]);
+    let report = read_report(&fs::read(folder.path().join(name)).unwrap());
+    assert_eq!(report.processes.len(), 21);
+    for place in 1..21 {
+        assert_whole(&report, place, 1);
+    }
+}
+
+fn named_by_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = by_hand(folder.path(), &["end", "return"]);
+    let (pid, output) = finish(command.env("TTALLOC_REPORT", "named-%p.json"));
+    assert_eq!(names(folder.path()), [format!("named-{pid}.json")], "{output:?}");
+    // It is said why there is none; the program runs.
+    for place in ["no/such/folder/r.json", "%x"] {
+        let mut command = by_hand(folder.path(), &["end", "return"]);
+        let (_, output) = finish(command.env("TTALLOC_REPORT", place));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(11), "{stderr}");
+        let lines: Vec<_> = stderr.lines().collect();
+        let [first, second] = lines[..] else { panic!("{stderr}") };
+        assert!(first.starts_with("ttalloc: the report can't be written to "), "{stderr}");
+        assert!(first.ends_with("; name another place in TTALLOC_REPORT"), "{stderr}");
+        assert!(second.contains(" is not tracked: "), "{stderr}");
+    }
+}
+
+/// Each program of a process has its own.
+fn exec_by_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pid, output) = finish(&mut by_hand(folder.path(), &["exec"]));
+    assert_eq!(output.status.code(), Some(11), "{output:?}");
+    let [first, second] = ["", "-2"].map(|number| format!("ttalloc-report.{pid}{number}.json"));
+    assert_eq!(names(folder.path()), [second.clone(), first.clone()]);
+    let reports =
+        [first, second].map(|name| read_report(&fs::read(folder.path().join(name)).unwrap()));
+    let mut last: Vec<_> =
+        reports.iter().map(|report| report.processes[0].argv[1].clone()).collect();
+    last.sort();
+    assert_eq!(last, ["end", "exec"]);
+    for report in &reports {
+        assert_whole(report, 0, 3);
+    }
+}
+
+/// The collector of a program that waits, which has said that it is ready.
+fn collector(program: u32) -> u32 {
+    let is_collector = |pid: &u32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let pid = format!("collect\0--pid\0{program}\0");
+        words.windows(pid.len()).any(|found| found == pid.as_bytes())
+    };
+    let entries = fs::read_dir("/proc").unwrap();
+    let pids = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    pids.into_iter().find(is_collector).unwrap()
+}
+
+fn collectors_that_end() {
+    for signal in [libc::SIGKILL, libc::SIGTERM, libc::SIGUSR2] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = by_hand(folder.path(), &["steps"]);
+        let stderr = fs::File::create(folder.path().join("stderr")).unwrap();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let stdin = child.stdin.take();
+        let name = format!("ttalloc-report.{}.json", child.id());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        let collector = collector(child.id());
+        kill(collector, signal);
+        let path = folder.path().join(&name);
+        let read = || fs::read(&path).ok().map(|json| read_report(&json));
+        if signal != libc::SIGUSR2 {
+            until("its end", || (!is_there(collector)).then_some(()));
+        }
+        match signal {
+            libc::SIGKILL => assert_eq!(names(folder.path()), ["stderr"]),
+            libc::SIGUSR2 => {
+                let report = until("a snapshot", read);
+                assert!(report.snapshot && live(&report) == 3);
+            }
+            _ => {
+                let report = read().unwrap();
+                assert_eq!((&report.exit, live(&report)), (&Exit::Running(true), 3));
+                assert!(!report.snapshot && !report.integrity.complete);
+            }
+        }
+        let mut running = Running { child, stdin, stdout, folder };
+        running.step();
+        running.step();
+        running.end(0);
+        if signal == libc::SIGUSR2 {
+            until("its end", || (!is_there(collector)).then_some(()));
+            let report = read_report(&fs::read(running.folder.path().join(name)).unwrap());
+            assert!(!report.snapshot && live(&report) == 5);
+        }
+    }
+}
+
+fn left_behind_by_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // Standard error ends though the other goes on.
+    let (pid, output) = finish(&mut by_hand(folder.path(), &["leave", fifo.to_str().unwrap()]));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    let left: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    assert!(stderr.contains(&format!("process {left} still runs; process ")), "{stderr}");
+    let path = folder.path().join(format!("ttalloc-report.{pid}.json"));
+    let read = || read_report(&fs::read(&path).unwrap());
+    assert!(read().snapshot);
+    fs::write(&fifo, "go on").unwrap();
+    let report = until("the last report", || Some(read()).filter(|report| !report.snapshot));
+    assert_eq!(allocations(&report, left), 3);
+    assert!(report.integrity.complete, "{:?}", report.integrity.problems);
+}
+
+fn switched_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, output) = finish(by_hand(folder.path(), &["end", "return"]).env("TTALLOC", "off"));
+    assert_eq!((output.status.code(), output.stderr), (Some(11), Vec::new()));
+    assert_eq!(names(folder.path()), [""; 0]);
+}
+
+// What is followed.
+
+fn followed() {
+    let child = |options: &[&str], program: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(&programs().run);
+        command.args(options).args(program).arg(ends()).args(["child", "_exit"]);
+        let output = command.current_dir(folder.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let report = read(folder.path()).unwrap();
+        assert!(report.integrity.complete, "{:?}", report.integrity.problems);
+        let tracked = report.processes.iter().filter(|process| process.runtime.is_some());
+        tracked.count()
+    };
+    assert_eq!(child(&["--follow", "none"], &[]), 1);
+    assert_eq!(child(&[], &[]), 2);
+    assert_eq!(child(&["--follow", "always"], &[]), 2);
+    // Another program is between, which calls exec with an empty environment.
+    assert_eq!(child(&[], &["env", "-i"]), 0);
+    assert_eq!(child(&["--follow", "always"], &["env", "-i"]), 2);
+    // The process that was started stays the one, whatever it runs.
+    assert_eq!(child(&["--follow=none"], &["sh", "-c", "exec \"$@\"", "sh"]), 1);
+    // And a child of it is none.
+    assert_eq!(child(&["--follow=none"], &["sh", "-c", "\"$@\"; exit $?", "sh"]), 0);
 }
 
 // Rings.

@@ -131,11 +131,9 @@ fn lanes(text: &str) -> Result<(usize, usize), String> {
     numbers.ok_or_else(|| "two numbers are needed, such as 64x131072".to_owned())
 }
 
-/// Where the report goes if the command line doesn't say.
-pub fn default_report(otherwise: impl FnOnce() -> PathBuf) -> PathBuf {
-    // An empty variable is as good as none.
-    let named = std::env::var_os(REPORT).filter(|name| !name.is_empty());
-    named.map_or_else(otherwise, PathBuf::from)
+/// The report that the environment names. An empty variable is as good as none.
+pub fn named_report() -> Option<PathBuf> {
+    std::env::var_os(REPORT).filter(|name| !name.is_empty()).map(PathBuf::from)
 }
 
 /// Runs the program that the command line names.
@@ -149,7 +147,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if is_answer { 0 } else { 125 });
         }
     };
-    let report = || arguments.report.unwrap_or_else(|| default_report(name::default));
+    let report = || arguments.report.or_else(named_report).unwrap_or_else(name::default);
     let mut ring = RingOptions {
         on_full: match arguments.on_full {
             WhenFull::Wait => OnFull::Wait,

@@ -173,12 +173,18 @@ fn run_collect(pid: u32, reply: RawFd) -> anyhow::Result<ExitCode> {
     let is_open = unsafe { libc::fcntl(reply, libc::F_GETFD) } >= 0;
     anyhow::ensure!(reply > 2 && is_open, "--reply {reply} is no descriptor that was handed over");
     // SAFETY: it is open, was handed over for this, and nothing of this program has opened it.
-    let reply = unsafe { OwnedFd::from_raw_fd(reply) };
-    let report = cli::run::default_report(|| format!("ttalloc-report.{pid}.json").into());
-    collect::collect(Collection { pid, reply, report }, |outcome| {
-        cli::run::tell_outcome(outcome, false);
-    })?;
-    Ok(ExitCode::SUCCESS)
+    let mut reply = Some(unsafe { OwnedFd::from_raw_fd(reply) });
+    let collection = Collection { pid, reply: &mut reply, report: cli::run::named_report() };
+    let done = collect::collect(collection, |outcome| cli::run::tell_outcome(outcome, false));
+    match done {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(why) => {
+            // The program tells that it isn't tracked, once it has no answer.
+            cli::run::tell(&format!("ttalloc: {why}"));
+            drop(reply);
+            Ok(ExitCode::from(2))
+        }
+    }
 }
 
 fn run_doctor(

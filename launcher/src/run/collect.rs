@@ -1,30 +1,37 @@
 //! The collector: what keeps the books of a program that has the preload library and no launcher. The library
 //! starts it, and waits for the name of the ring.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
 
 use ttalloc_ring::ring::RingOptions;
 
 use super::background::{forget_streams, keep_until, tend};
+use super::destination::Destination;
 use super::keeper::Keeper;
+use super::name::Name;
 use super::signals::Wishes;
 use super::snapshot::Snapshots;
 use super::subject::{Stage, Subject};
 use super::watch::{How, Watch};
-use super::{GRACE, Outcome, RunError, check_destination, name_of, no_ring, to_json};
-use crate::report::Exit;
+use super::{GRACE, Outcome, RunError, no_ring, to_json};
+use crate::report::{Exit, Report};
+
+/// How many programs of one process get names of their own.
+const MOST_NAMES: u32 = 100;
 
 /// What to collect.
-pub struct Collection {
+pub struct Collection<'a> {
     /// The program's pid.
     pub pid: u32,
-    /// Where the ring's name goes.
-    pub reply: OwnedFd,
-    /// Where the report goes, with the placeholders of [`super::name::Name`].
-    pub report: PathBuf,
+    /// Where the ring's name goes. It stays open if there is none, so that this can be told first.
+    pub reply: &'a mut Option<OwnedFd>,
+    /// Where the report goes, with the placeholders of [`super::name::Name`]; None for a name of its own.
+    pub report: Option<PathBuf>,
 }
 
 /// Keeps the books of a program that runs, and of its children, until all are gone. `told` gets what is to be
@@ -37,16 +44,22 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
         "the program can't be found",
         "check that /proc is mounted and shows this user's processes",
     ))?;
-    let destination = check_destination(&name_of(&report)?.path(pid))?;
+    let (path, _name) = match report {
+        Some(report) => {
+            let name = Name::new(&report).map_err(|why| unnamed(report, why.to_string()))?;
+            (name.path(pid), None)
+        }
+        None => own_name(pid, start_ticks),
+    };
+    let destination = Destination::check(&path).map_err(|why| unnamed(path, format!("{why:#}")))?;
     let mut keeper = Keeper::new(&RingOptions::default()).map_err(no_ring)?;
     keeper.watch.begin_with(pid, start_ticks);
     let answer = format!("{}\n", keeper.ring.variable());
-    let mut reply = File::from(reply);
-    reply.write_all(answer.as_bytes()).map_err(system(
-        "the program does not wait for an answer any more",
-        "nothing: it runs untracked",
-    ))?;
-    drop(reply);
+    let Some(reply) = reply.take() else { return Ok(()) };
+    if File::from(reply).write_all(answer.as_bytes()).is_err() {
+        // It waits no longer, and has said so.
+        return Ok(());
+    }
 
     let mut snapshots = Snapshots::new(None);
     let has_ended = |watch: &Watch| watch.program() != How::Running;
@@ -90,4 +103,57 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
         told(&Outcome { report, code: 0, written, running, follower: None });
     }
     Ok(())
+}
+
+fn unnamed(path: PathBuf, why: String) -> RunError {
+    RunError::NamedReport { path, why }
+}
+
+/// A name for the report, in the current folder, and what keeps it from others while this process lives. A
+/// process that calls exec gets a collector for each program, and none shall take another's report away.
+fn own_name(pid: u32, start_ticks: u64) -> (PathBuf, Option<UnixListener>) {
+    let mut number = 1;
+    loop {
+        let name = match number {
+            1 => format!("ttalloc-report.{pid}.json"),
+            _ => format!("ttalloc-report.{pid}-{number}.json"),
+        };
+        let lock = SocketAddr::from_abstract_name(format!("ttalloc-{pid}-{start_ticks}-{number}"));
+        let lock = lock.and_then(|name| UnixListener::bind_addr(&name));
+        let is_taken = lock.as_ref().is_err_and(|why| why.kind() == io::ErrorKind::AddrInUse);
+        let path = PathBuf::from(name);
+        if number >= MOST_NAMES || !is_taken && !is_of(&path, pid, start_ticks) {
+            return (path, lock.ok());
+        }
+        number += 1;
+    }
+}
+
+/// Whether what is there is a report of that process.
+fn is_of(path: &Path, pid: u32, start_ticks: u64) -> bool {
+    let is_regular = fs::metadata(path).is_ok_and(|found| found.is_file());
+    let json = is_regular.then(|| fs::read(path).ok()).flatten();
+    let report: Option<Report> = json.and_then(|json| serde_json::from_slice(&json).ok());
+    let mut processes = report.iter().flat_map(|report| &report.processes);
+    processes.any(|one| (one.pid, one.start_ticks) == (pid, start_ticks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_nobody_elses() {
+        // Of a process that isn't there, as no test's is.
+        let (pid, start_ticks) = (u32::MAX, u64::from(std::process::id()));
+        let name = |number: &str| PathBuf::from(format!("ttalloc-report.{pid}{number}.json"));
+        let (first, lock) = own_name(pid, start_ticks);
+        assert!(first == name("") && lock.is_some());
+        let (second, other) = own_name(pid, start_ticks);
+        assert!(second == name("-2") && other.is_some());
+        drop(lock);
+        assert_eq!(own_name(pid, start_ticks).0, name(""));
+        // Another process that had the pid.
+        assert_eq!(own_name(pid, start_ticks + 1).0, name(""));
+    }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ttalloc_ring::ring::{Consumer, RingOptions};
+use ttalloc_ring::ring::{Consumer, KNOWN_PROCESSES, RingOptions};
 
 use super::door::Door;
 use super::watch::{Row, Watch};
@@ -21,6 +21,8 @@ const BATCH: usize = 1 << 16;
 /// How long a record may be due, with a writer that may live, before it is passed by: when nobody waits for
 /// room, and when somebody does.
 const DUE: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(50)];
+/// How far apart the numbers may be of processes that say at the same time who they are.
+const AT_ONCE: u32 = 1024;
 /// In this time, whatever was in the ring when it begins has been read.
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// How long to wait until it is known how those ended that have.
@@ -60,6 +62,14 @@ impl Keeper {
         }
         let rows = self.ring.processes();
         let rows = rows.map(|(number, pid, start_ticks)| Row { number, pid, start_ticks });
+        // Where the ring's table ends, what they say themselves has to do.
+        let newest = self.ledger.processes.keys().next_back().copied().unwrap_or_default();
+        let untold = (KNOWN_PROCESSES as u32).max(newest.saturating_sub(AT_ONCE))..;
+        let told = self.ledger.processes.range(untold).filter_map(|(&number, books)| {
+            let identity = books.identity.as_ref()?;
+            Some(Row { number, pid: identity.pid, start_ticks: identity.start_ticks })
+        });
+        let rows = rows.chain(told);
         let announced = |number| {
             self.ledger.processes.get(&number).is_some_and(|books| books.identity.is_some())
         };

@@ -89,9 +89,17 @@ pub enum RunError {
     Shim(#[from] ShimError),
     /// The report could not be written at the end.
     #[error(
-        "the report can't be written to {path}: {why}; choose another place with --report, or none with --no-report"
+        "the report can't be written to {path}: {why}; choose another place with --report or TTALLOC_REPORT, or none with --no-report"
     )]
     Report {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The same where there is no command line.
+    #[error("the report can't be written to {path}: {why}; name another place in TTALLOC_REPORT")]
+    NamedReport {
         /// Where.
         path: PathBuf,
         /// Why.

@@ -38,23 +38,17 @@ impl Snapshots {
         destination: Option<&Destination>,
         report: impl FnOnce() -> io::Result<Vec<u8>>,
     ) -> Result<(), String> {
-        let failed = match self.writer {
-            Some(writer) => match waitpid(Some(writer), WaitOptions::NOHANG) {
+        let mut problem = None;
+        if let Some(writer) = self.writer {
+            match waitpid(Some(writer), WaitOptions::NOHANG) {
                 // Not yet.
                 Ok(None) => return Ok(()),
-                Ok(Some((_, status))) => {
-                    self.writer = None;
-                    status.exit_status().filter(|&code| code != 0)
-                }
-                Err(_) => {
-                    self.writer = None;
-                    None
-                }
-            },
-            None => None,
-        };
+                Ok(Some((_, status))) => problem = problem_of(status.exit_status()),
+                Err(why) => problem = Some(why.to_string()),
+            }
+            self.writer = None;
+        }
         let due = self.every.is_some_and(|every| self.last.elapsed() >= every);
-        let mut problem = failed.map(|code| io::Error::from_raw_os_error(code).to_string());
         if self.wished || due {
             self.wished = false;
             self.last = Instant::now();
@@ -103,5 +97,14 @@ impl Snapshots {
                 write()
             }
         }
+    }
+}
+
+/// What went wrong, by the exit code of the process that was to write.
+fn problem_of(code: Option<i32>) -> Option<String> {
+    match code {
+        Some(0) => None,
+        Some(code) => Some(io::Error::from_raw_os_error(code).to_string()),
+        None => Some("the process that wrote it was killed".to_owned()),
     }
 }

@@ -6,7 +6,7 @@
 //! 6.15 on how it ended, whoever its parent is. There are as many of these as this process may have open;
 //! the rest is looked up in /proc.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -80,6 +80,13 @@ struct Watched {
     out_of_memory: Option<String>,
 }
 
+/// One who has ended, or whose program has.
+#[derive(Debug)]
+struct Closed {
+    row: Row,
+    end: End,
+}
+
 #[derive(Debug)]
 enum State {
     /// It lives, as far as is known.
@@ -96,8 +103,12 @@ enum State {
 /// Watches processes.
 #[derive(Debug)]
 pub struct Watch {
-    /// By their numbers.
-    processes: BTreeMap<u32, Watched>,
+    /// Those of whom more is to be learned, by their numbers.
+    open: BTreeMap<u32, Watched>,
+    /// The others.
+    closed: HashMap<u32, Closed>,
+    /// The numbers of those that have not said yet who they are.
+    fresh: Vec<u32>,
     /// The inode of the ring's memory, if processes are to have it.
     ring: Option<u64>,
     /// How many more descriptors may be opened.
@@ -117,26 +128,29 @@ impl Watch {
 
     fn with_room(room: u64) -> Watch {
         let now = Instant::now();
-        Watch { processes: BTreeMap::new(), ring: None, room, looked_up: now, looked_around: now }
+        Watch {
+            open: BTreeMap::new(),
+            closed: HashMap::new(),
+            fresh: Vec::new(),
+            ring: None,
+            room,
+            looked_up: now,
+            looked_around: now,
+        }
     }
 
-    /// Begins to watch those that have come, sees who has ended, and returns how many. `announced` tells
-    /// whether a process of that number has said who it is: one that has not may withdraw its number.
-    pub fn look(
-        &mut self,
-        rows: impl Iterator<Item = Row>,
-        announced: impl Fn(u32) -> bool,
-    ) -> usize {
-        for row in rows.filter(|row| row.number != PROGRAM) {
-            match self.processes.get(&row.number) {
-                // What is written later in a row is none of a writer's that can be trusted.
-                Some(_) => {}
-                None if row.pid == 0 => {}
-                None => self.begin(row),
+    /// Begins to watch those that have come, and sees who has ended. `announced` tells whether a process of that number has said who it is: one that has not may withdraw its number.
+    pub fn look(&mut self, rows: impl Iterator<Item = Row>, announced: impl Fn(u32) -> bool) {
+        for row in rows.filter(|row| row.number != PROGRAM && row.pid != 0) {
+            // What is written later in a row is none of a writer's that can be trusted.
+            if !self.open.contains_key(&row.number) && !self.closed.contains_key(&row.number) {
+                self.begin(row);
+                self.fresh.push(row.number);
             }
         }
         self.see_exec(announced);
-        self.see_ended()
+        self.see_ended();
+        self.close();
     }
 
     /// Begins to watch a process for itself. Whether it is in the ring or not makes no difference.
@@ -146,32 +160,29 @@ impl Watch {
 
     /// How that process ended.
     pub fn program(&self) -> How {
-        self.processes.get(&PROGRAM).map_or(How::Unknown, Watched::how)
+        let closed = || self.closed.get(&PROGRAM).map(|one| one.end.how.clone());
+        self.open.get(&PROGRAM).map(Watched::how).or_else(closed).unwrap_or(How::Unknown)
     }
 
     /// Tells how a process ended that has been waited for.
     pub fn reaped(&mut self, pid: u32, status: ExitStatus) {
-        let mut room = 0;
-        for one in self.processes.values_mut().filter(|one| one.row.pid == pid) {
-            if matches!(one.state, State::Running(_) | State::Ended(..)) {
-                room += u64::from(one.state.has_fd());
-                one.settle(Some(exit(status)));
-            }
+        for one in self.open.values_mut().filter(|one| one.row.pid == pid) {
+            self.room += u64::from(one.state.has_fd());
+            one.settle(Some(exit(status)));
         }
-        self.room += room;
+        self.close();
     }
 
     /// Whether it can't write any more.
     pub fn is_dead(&self, number: u32) -> bool {
-        let state = self.processes.get(&number).map(|one| &one.state);
-        state.is_some_and(|state| !matches!(state, State::Running(_)))
+        let is_ended = |one: &Watched| matches!(one.state, State::Ended(..));
+        self.closed.contains_key(&number) || self.open.get(&number).is_some_and(is_ended)
     }
 
     /// The pids of those that still run, each once.
     pub fn running(&self) -> Vec<u32> {
         let running = |one: &&Watched| matches!(one.state, State::Running(_));
-        let mut pids: Vec<_> =
-            self.processes.values().filter(running).map(|one| one.row.pid).collect();
+        let mut pids: Vec<_> = self.open.values().filter(running).map(|one| one.row.pid).collect();
         pids.sort_unstable();
         pids.dedup();
         pids
@@ -179,18 +190,21 @@ impl Watch {
 
     /// Whether somebody has ended of whom it may soon be known how.
     pub fn is_unsettled(&self) -> bool {
-        self.processes.values().any(|one| matches!(one.state, State::Ended(Some(_), _)))
+        self.open.values().any(|one| matches!(one.state, State::Ended(Some(_), _)))
     }
 
     /// How each ended, by its number.
     pub fn ends(&self) -> BTreeMap<u32, End> {
-        let end = |one: &Watched| End { how: one.how(), out_of_memory: one.out_of_memory.clone() };
-        self.processes.iter().map(|(&number, one)| (number, end(one))).collect()
+        let closed = self.closed.iter().map(|(&number, one)| (number, one.end.clone()));
+        let open = |(&number, one): (&u32, &Watched)| {
+            (number, End { how: one.how(), out_of_memory: None })
+        };
+        closed.chain(self.open.iter().map(open)).collect()
     }
 
     /// Waits until a process ends, `other` has something to read, a signal comes, or the time is over.
     pub fn wait(&self, other: Option<BorrowedFd>, time: Duration) {
-        let running = self.processes.values().filter_map(|one| match &one.state {
+        let running = self.open.values().filter_map(|one| match &one.state {
             State::Running(fd) => fd.as_ref(),
             _ => None,
         });
@@ -219,32 +233,47 @@ impl Watch {
         self.room -= u64::from(state.has_fd());
         let kills = Kills::of(row.pid);
         let one = Watched { row, state, image, kills, out_of_memory: None };
-        self.processes.insert(row.number, one);
+        self.open.insert(row.number, one);
     }
 
     /// A process that has come again under a later number has called exec in between.
     fn see_exec(&mut self, announced: impl Fn(u32) -> bool) {
-        let mut last: BTreeMap<(u32, u64), u32> = BTreeMap::new();
-        let mut room = 0;
-        for (&number, one) in self.processes.iter_mut().rev() {
-            match last.get(&(one.row.pid, one.row.start_ticks)) {
-                Some(&by) => match &one.state {
-                    State::Replaced(Some(_)) => {}
-                    state => {
-                        room += u64::from(state.has_fd());
-                        one.state = State::Replaced(Some(by));
-                    }
-                },
-                None if announced(number) => {
-                    last.insert((one.row.pid, one.row.start_ticks), number);
-                }
-                None => {}
+        let (known, fresh) =
+            std::mem::take(&mut self.fresh).into_iter().partition(|&one| announced(one));
+        self.fresh = fresh;
+        let known: Vec<u32> = known;
+        for by in known {
+            let row = self.open.get(&by).map(|one| one.row);
+            let Some(row) = row.or_else(|| Some(self.closed.get(&by)?.row)) else { continue };
+            let is_earlier = |one: &Row| {
+                one.number < by && (one.pid, one.start_ticks) == (row.pid, row.start_ticks)
+            };
+            for one in self.open.values_mut().filter(|one| is_earlier(&one.row)) {
+                self.room += u64::from(one.state.has_fd());
+                one.state = State::Replaced(Some(by));
             }
+            let unknown = |one: &&mut Closed| one.end.how == How::Replaced(None);
+            for one in self.closed.values_mut().filter(unknown).filter(|one| is_earlier(&one.row)) {
+                one.end.how = How::Replaced(Some(by));
+            }
+            self.close();
         }
-        self.room += room;
     }
 
-    fn see_ended(&mut self) -> usize {
+    /// Leaves those of whom no more can be learned.
+    fn close(&mut self) {
+        let is_over = |one: &Watched| matches!(one.state, State::Settled(_) | State::Replaced(_));
+        let over: Vec<_> =
+            self.open.values().filter(|one| is_over(one)).map(|one| one.row).collect();
+        for row in over {
+            if let Some(one) = self.open.remove(&row.number) {
+                let end = End { how: one.how(), out_of_memory: one.out_of_memory };
+                self.closed.insert(row.number, Closed { row, end });
+            }
+        }
+    }
+
+    fn see_ended(&mut self) {
         let now = Instant::now();
         let look_up = now - self.looked_up >= LOOK_UP;
         let look_around = now - self.looked_around >= LOOK_AROUND;
@@ -255,8 +284,7 @@ impl Watch {
             self.looked_around = now;
         }
         let readable = self.readable();
-        let mut count = 0;
-        for (number, one) in &mut self.processes {
+        for (number, one) in &mut self.open {
             let had_fd = one.state.has_fd();
             match &mut one.state {
                 State::Running(Some(_)) if readable.contains(number) => {
@@ -267,11 +295,9 @@ impl Watch {
                     };
                     one.state = State::Ended(fd, now);
                     one.see_how(now);
-                    count += 1;
                 }
                 State::Running(fd) if if fd.is_some() { look_around } else { look_up } => {
                     one.look_up(now);
-                    count += usize::from(!matches!(one.state, State::Running(_)));
                 }
                 State::Ended(Some(_), _) => one.see_how(now),
                 State::Ended(None, _) if look_up => one.see_how(now),
@@ -279,13 +305,12 @@ impl Watch {
             }
             self.room += u64::from(had_fd && !one.state.has_fd());
         }
-        count
     }
 
     /// The numbers of those whose descriptors say that they have ended.
     fn readable(&self) -> Vec<u32> {
         let (numbers, mut fds): (Vec<u32>, Vec<PollFd>) = self
-            .processes
+            .open
             .iter()
             .filter_map(|(&number, one)| match &one.state {
                 State::Running(Some(fd)) => Some((number, PollFd::new(fd, PollFlags::IN))),
@@ -560,7 +585,9 @@ mod tests {
     fn exec_is_noticed_though_nobody_comes_again() {
         for room in [10, 0] {
             let mut watch = Watch::with_room(room);
-            let mut child = start("sleep 0.2; exec sleep 2");
+            let mut child = start("sleep 0.3; exec sleep 3");
+            // It is itself in the middle of exec when it is a child that is known of.
+            std::thread::sleep(Duration::from_millis(100));
             let rows = [row(0, child.id())];
             watch.look(rows.into_iter(), |_| true);
             until_ended(&mut watch, &rows);
