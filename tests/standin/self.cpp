@@ -1,7 +1,5 @@
 // Prints what it sees of itself and of its surroundings, before, while and after it uses the runtime, in
 // threads and in a forked child: with ttalloc and without, that must be the same to the letter.
-//
-//     self [STEPS]
 #include "program.hpp"
 
 #include <algorithm>
@@ -32,7 +30,7 @@ extern char** environ;
 
 namespace {
 
-int steps = 2000;
+constexpr int STEPS = 2000;
 volatile std::sig_atomic_t children_ended;
 
 void on_child(int) { children_ended = children_ended + 1; }
@@ -204,7 +202,7 @@ void look(const char* when) {
 // Allocates and frees, and looks at errno all the while.
 void work(const std::shared_ptr<distributed::MeshDevice>& mesh) {
     int changed = 0;
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; step < STEPS; ++step) {
         errno = 77;
         auto buffer = distributed::MeshBuffer::create(mesh, 4096, 2048, BufferType::DRAM);
         changed += errno != 77;
@@ -217,10 +215,7 @@ void work(const std::shared_ptr<distributed::MeshDevice>& mesh) {
 
 } // namespace
 
-int main(int count, char** arguments) {
-    if (count > 1) {
-        steps = std::atoi(arguments[1]);
-    }
+int main() {
     // What a program may have set up.
     struct sigaction action {};
     action.sa_handler = on_child;
