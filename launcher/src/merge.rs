@@ -222,14 +222,14 @@ fn check(report: &Report) -> Result<(), String> {
         .chain(report.programs.iter().map(|one| one.process))
         .chain(report.traces.iter().map(|one| one.process))
         .chain(report.overlaps.iter().map(|one| one.process))
-        .chain(report.failures.iter().map(|one| one.process))
+        .chain(report.failures.iter().filter_map(|one| one.process))
         .chain(report.processes.iter().filter_map(|one| one.parent_process))
         .chain(report.processes.iter().filter_map(|one| match one.exit {
             Some(Exit::Exec(by)) => by,
             _ => None,
         }))
-        .chain(reconciled.differences.iter().map(|one| one.process))
-        .chain(check.flat_map(|check| &check.differences).map(|one| one.process));
+        .chain(reconciled.differences.iter().filter_map(|one| one.process))
+        .chain(check.flat_map(|check| &check.differences).filter_map(|one| one.process));
     if let Some(number) = numbers.find(|&number| number >= processes) {
         return Err(format!("it refers to process number {number}, and lists {processes}"));
     }
@@ -382,7 +382,7 @@ impl All {
             if let Some(Exit::Exec(Some(by))) = &mut process.exit {
                 moved.number(by);
             }
-            process.parent_process.iter_mut().for_each(|parent| moved.number(parent));
+            moved.number_if_any(&mut process.parent_process);
         }
         for mesh in &mut meshes {
             moved.number(&mut mesh.process);
@@ -424,7 +424,7 @@ impl All {
             moved.time(&mut overlap.time_ns);
         }
         for failure in &mut failures {
-            moved.number(&mut failure.process);
+            moved.number_if_any(&mut failure.process);
             moved.time(&mut failure.time_ns);
         }
         all.processes.append(&mut processes);
@@ -484,7 +484,7 @@ impl All {
         all.complete &= complete;
         let mut differences = reconciled.differences;
         for difference in &mut differences {
-            moved.number(&mut difference.process);
+            moved.number_if_any(&mut difference.process);
             moved.time(&mut difference.time_ns);
         }
         all.reconciled.differences.append(&mut differences);
@@ -497,7 +497,7 @@ impl All {
             self.reasons.extend(who, vec![why.to_owned()]);
             return;
         };
-        check.differences.iter_mut().for_each(|one| moved.number(&mut one.process));
+        check.differences.iter_mut().for_each(|one| moved.number_if_any(&mut one.process));
         self.reasons.extend(who, check.reasons);
         add(&mut self.cross_check.compared, check.compared);
         add(&mut self.cross_check.agreed, check.agreed);
@@ -507,11 +507,14 @@ impl All {
 
     fn finish(self) -> Report {
         let mut report = self.report;
-        let ends = report.sources.iter().map(|source| &source.exit);
-        report.exit = ends
-            .into_iter()
-            .find(|&exit| *exit != Exit::Code(0))
-            .map_or(Exit::Code(0), Exit::clone);
+        let ends = || report.sources.iter().map(|source| &source.exit);
+        let is_bad = |exit: &&Exit| match exit {
+            Exit::Code(code) => *code != 0,
+            Exit::Signal(_) => true,
+            Exit::Exec(_) | Exit::Running(_) | Exit::Unknown(_) => false,
+        };
+        let end = ends().find(is_bad).or_else(|| ends().find(|&exit| *exit != Exit::Code(0)));
+        report.exit = end.map_or(Exit::Code(0), Exit::clone);
         report.command = report.sources.first().map_or_else(Vec::new, |one| one.command.clone());
         // Each report has its own in order.
         report.failures.sort_by_key(|failure| failure.time_ns);
@@ -542,6 +545,10 @@ struct Moved {
 impl Moved {
     fn number(&self, process: &mut u64) {
         *process += self.base;
+    }
+
+    fn number_if_any(&self, process: &mut Option<u64>) {
+        process.iter_mut().for_each(|process| self.number(process));
     }
 
     fn time(&self, time_ns: &mut u64) {
@@ -806,6 +813,9 @@ mod tests {
         assert_eq!(merged(&[end(2, failed.clone()), good(0), end(1, killed.clone())]).exit, killed);
         let inner = merged(&[good(0), end(1, failed.clone())]);
         assert_eq!(merged(&[good(2), inner]).exit, failed);
+        let running = Exit::Running(true);
+        assert_eq!(merged(&[good(0), end(1, running.clone())]).exit, running);
+        assert_eq!(merged(&[end(0, running), end(1, failed.clone())]).exit, failed);
     }
 
     #[test]

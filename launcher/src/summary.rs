@@ -143,10 +143,13 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
 /// How many chips have rows of their own.
 const MOST_DEVICES: usize = 256;
 
+/// A column's head, and what stands in it for a process.
+type Column = (&'static str, fn(&Process) -> String);
+
 /// What tells the processes with chips apart: as little as does.
 struct Owners<'a> {
     report: &'a Report,
-    columns: Vec<(&'static str, fn(&Process) -> String)>,
+    columns: Vec<Column>,
 }
 
 impl<'a> Owners<'a> {
@@ -186,8 +189,7 @@ impl<'a> Owners<'a> {
 
     fn cells(&self, number: u64) -> impl Iterator<Item = String> {
         let process = self.process(number);
-        let cell =
-            move |(_, tell): &(_, fn(&Process) -> String)| process.map_or_else(String::new, tell);
+        let cell = move |(_, tell): &Column| process.map_or_else(String::new, tell);
         self.columns.iter().map(cell)
     }
 }

@@ -1,5 +1,42 @@
 //! The protocol of the ring's lanes: how a writer puts a record into one, and how the reader takes the
 //! records out of all of them in one order.
+//!
+//! A lane is a power of two of words, into which records go one after the other, around and around. Its
+//! *state*, one word, says who holds it and up to where its records are complete; its *head* says up to
+//! where the reader has read. Positions count words, and wrap around at 2^40. To write a record, a writer
+//!
+//! 1. picks a lane that nobody holds and that has room, first of all the one that it used last, and takes
+//!    it: (nobody, position) becomes (its process, position). Without such a lane it holds nothing, and
+//!    waits or gives up, which is not this module's;
+//! 2. takes the next number, of a counter that all lanes share: the record's place in the order;
+//! 3. writes a frame, of length, number and a check of both and the position, and then the record's words;
+//! 4. completes the record and gives the lane back, at once: (its process, position) becomes (nobody,
+//!    position + words). If that fails, the reader has taken it for dead, and the record is lost.
+//!
+//! The numbers in a lane ascend, since they are taken while it is held. The reader delivers the records by
+//! their numbers, and so never a record before one that was written earlier, by the same thread or by one
+//! that knew of it. A number that isn't there is waited for while some lane is held. Once none is, nobody
+//! can deliver it, and the reader goes on.
+//!
+//! # Where a writer can die
+//!
+//! | It dies after | Its lane | What the reader sees |
+//! |---|---|---|
+//! | picking a lane ([`Step::Picked`]) | is free | nothing: no record was begun |
+//! | taking it ([`Step::Held`]) | stays held | all other records in time; the lane among [`Reader::held`] |
+//! | taking a number ([`Step::Numbered`]) | stays held | the records before it; then it waits ([`Reader::is_waiting`]) |
+//! | writing the frame ([`Step::Framed`]) | stays held | the same: no complete record goes as far |
+//! | writing the words ([`Step::Filled`]) | stays held | the same |
+//! | completing it ([`Step::Committed`]) | is free | the record |
+//! | finding no room | is free | nothing: it holds nothing while it waits |
+//!
+//! Wherever it was, a lane that stays held has all the records before, and other writers pass it by. Whoever
+//! knows that the writer is dead frees the lane with [`Reader::recover`], which costs that record and no
+//! other one. Without knowing, [`Reader::pass`] goes on after a while: if the writer was only slow, its record
+//! is late, and not lost. A signal handler that interrupts a writer finds its lane held, and takes another.
+//!
+//! Nothing that the reader reads is trusted: it copies before it looks, and what makes no sense empties the lane
+//! up to the position that it has, and is counted.
 
 use std::cell::Cell;
 
@@ -73,11 +110,14 @@ fn distance(start: u64, end: u64) -> u64 {
     end.wrapping_sub(start) & POSITION
 }
 
-/// What a frame holds besides the length: no other place or order gives the same.
-fn check(position: u64, order: u64) -> u64 {
-    let mixed =
-        (order ^ position << 24 ^ 0x7474_616c_6c6f_6331).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed ^ mixed >> 32) << LENGTH_BITS
+/// What precedes a record of `length` bytes: no other position, number and length give the same, but by
+/// accident.
+#[inline]
+pub fn frame(position: u64, order: u64, length: usize) -> [u64; FRAME] {
+    let length = length as u64;
+    let mixed = order ^ (position & POSITION) << 20 ^ length << 44;
+    let mixed = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    [(mixed ^ mixed >> 32) << LENGTH_BITS | length, order]
 }
 
 /// Why a record was not written.
@@ -90,111 +130,195 @@ pub enum Refused {
     },
     /// The lane was taken away while it was written.
     Lost,
+    /// A test stops the writer here, as death would.
+    #[cfg(test)]
+    Stopped,
 }
 
-/// Writes a record of `head` and `tail`, at most [`MAX_BYTES`] together, for `process`. `hint` is the
-/// lane to try first, modulo their count, and becomes the one that was used, not less than their count.
-#[inline]
-pub fn write(
-    memory: &impl Memory,
-    hint: &Cell<u32>,
-    process: u32,
-    head: &[u64],
-    tail: &[u8],
-) -> Result<(), Refused> {
-    let owner = process.saturating_add(1).min(OWNERS);
-    let length = size_of_val(head) + tail.len();
-    let words = words_for(length);
-    let last = memory.lanes() - 1;
-    let mut held = false;
-    for step in 0..=last {
-        let index = (hint.get() as usize).wrapping_add(step) & last;
-        let lane = memory.lane(index);
-        match lane.hold(owner, words) {
-            Ok(position) => {
-                if step > 0 {
-                    // Not 0, which is no lane's.
-                    hint.set((index + last + 1) as u32);
-                }
-                // Release, so that the reader, which acquires the number, sees the lane held as well;
-                // acquire, so that all with lower numbers are seen by who sees this one.
-                let order = memory.order().fetch_add(1, Ordering::AcqRel);
-                let frame = [check(position, order) | length as u64, order];
-                lane.put(position, frame, head, tail);
-                return lane.commit(owner, position, words);
-            }
-            Err(is_held) => held |= is_held,
+/// What a writer has done when it dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It has found a lane that is free and has room.
+    Picked,
+    /// It holds the lane.
+    Held,
+    /// It has the record's number.
+    Numbered,
+    /// It has written the frame.
+    Framed,
+    /// It has written the whole record.
+    Filled,
+    /// It has completed the record and given the lane back.
+    Committed,
+}
+
+/// Stops a test's writer after a step. In what is shipped, it is nothing.
+macro_rules! reach {
+    ($writer:expr, $step:ident) => {
+        #[cfg(test)]
+        if $writer.stop == Some(Step::$step) {
+            return Err(Refused::Stopped);
+        }
+    };
+}
+
+/// Who writes.
+#[derive(Clone, Copy)]
+pub struct Writer {
+    owner: u32,
+    /// The last step that is taken.
+    #[cfg(test)]
+    pub stop: Option<Step>,
+}
+
+impl Writer {
+    /// A writer of the process of that number.
+    #[inline]
+    pub fn new(process: u32) -> Writer {
+        Writer {
+            owner: process.saturating_add(1).min(OWNERS),
+            #[cfg(test)]
+            stop: None,
         }
     }
-    Err(Refused::NoRoom { held })
+
+    /// Writes a record of `head` and `tail`, at most [`MAX_BYTES`] together. `hint` is the lane to try
+    /// first, modulo their count, and becomes the one that was used, not less than their count.
+    ///
+    /// # Errors
+    /// Why it was not written.
+    #[inline]
+    pub fn write(
+        self,
+        memory: &impl Memory,
+        hint: &Cell<u32>,
+        head: &[u64],
+        tail: &[u8],
+    ) -> Result<(), Refused> {
+        let words = words_for(size_of_val(head) + tail.len());
+        let lanes = memory.lanes();
+        let mut held = false;
+        for step in 0..lanes {
+            let index = (hint.get() as usize).wrapping_add(step) & (lanes - 1);
+            let lane = memory.lane(index);
+            match lane.pick(words) {
+                Ok(position) => {
+                    reach!(self, Picked);
+                    if lane.hold(self.owner, position) {
+                        if step > 0 {
+                            hint.set((index + lanes) as u32);
+                        }
+                        return self.fill(memory, &lane, position, head, tail);
+                    }
+                    held = true;
+                }
+                Err(is_held) => held |= is_held,
+            }
+        }
+        Err(Refused::NoRoom { held })
+    }
+
+    /// Writes a record to a lane that is held and has room, and gives the lane back.
+    #[inline]
+    fn fill(
+        self,
+        memory: &impl Memory,
+        lane: &Lane<'_>,
+        position: u64,
+        head: &[u64],
+        tail: &[u8],
+    ) -> Result<(), Refused> {
+        reach!(self, Held);
+        let length = size_of_val(head) + tail.len();
+        let words = words_for(length);
+        // Release pairs with the acquire in `Reader::look`: who knows this number, or a later one, sees
+        // that the lane is held. Acquire, so that it also sees this of the earlier ones.
+        let order = memory.order().fetch_add(1, Ordering::AcqRel);
+        reach!(self, Numbered);
+        let start = lane.index(position);
+        let frame = frame(position, order, length);
+        if let Some(place) = lane.words[start..].get(..words) {
+            let (frame_place, place) = place.split_at(FRAME);
+            let (head_place, tail_place) = place.split_at(head.len());
+            // Relaxed, here and below: the commit publishes them.
+            for (word, value) in frame_place.iter().zip(frame) {
+                word.store(value, Ordering::Relaxed);
+            }
+            reach!(self, Framed);
+            for (word, value) in head_place.iter().zip(head) {
+                word.store(*value, Ordering::Relaxed);
+            }
+            for (word, value) in tail_place.iter().zip(tail.chunks(8)) {
+                word.store(to_word(value), Ordering::Relaxed);
+            }
+        } else {
+            lane.fill_around(start, &frame);
+            reach!(self, Framed);
+            lane.fill_around(lane.index(position + FRAME as u64), head);
+            for (value, at) in tail.chunks(8).zip(position + (FRAME + head.len()) as u64..) {
+                lane.words[lane.index(at)].store(to_word(value), Ordering::Relaxed);
+            }
+        }
+        reach!(self, Filled);
+        if !lane.commit(self.owner, position, words) {
+            return Err(Refused::Lost);
+        }
+        reach!(self, Committed);
+        Ok(())
+    }
 }
 
 impl Lane<'_> {
-    /// Takes the lane, if it is free and has room for so many words; else tells whether it is held.
+    /// Which word is at a position.
     #[inline]
-    fn hold(&self, owner: u32, words: usize) -> Result<u64, bool> {
+    fn index(&self, position: u64) -> usize {
+        position as usize & (self.words.len() - 1)
+    }
+
+    /// The position at which so many words can be written, if the lane is free and has room; else
+    /// whether it is held.
+    #[inline]
+    fn pick(&self, words: usize) -> Result<u64, bool> {
+        // Relaxed: `hold` finds out whether it still is so.
         let state = State(self.state.load(Ordering::Relaxed));
         if state.owner() != 0 {
             return Err(true);
         }
-        let position = state.position();
-        // Pairs with the release store in `Reader::publish`: what is overwritten was read before.
-        let used = distance(self.head.load(Ordering::Acquire), position);
+        // Acquire pairs with the release in `Reader::publish`: what will be overwritten was read before.
+        let used = distance(self.head.load(Ordering::Acquire), state.position());
         let capacity = self.words.len() as u64;
         if used + words as u64 > capacity {
-            // More than all: the state is older than the head, so the lane is in use.
+            // More than all of it: the state is older than the head, so others are using the lane.
             return Err(used > capacity);
         }
-        // Acquire pairs with the release of the last commit, whose number is thereby lower than ours.
-        let held = State::new(owner, position);
-        self.state
-            .compare_exchange(state.0, held.0, Ordering::Acquire, Ordering::Relaxed)
-            .map(|_| position)
-            .map_err(|_| true)
+        Ok(state.position())
     }
 
-    /// Writes a record's words. The lane is held, and has room.
+    /// Takes the lane, if it is as it was picked. The reader may have gone on since then, which only makes
+    /// more room.
     #[inline]
-    fn put(&self, position: u64, frame: [u64; FRAME], head: &[u64], tail: &[u8]) {
-        let words = words_for(size_of_val(head) + tail.len());
-        let start = position as usize & (self.words.len() - 1);
-        let Some(place) = self.words[start..].get(..words) else {
-            return self.put_around(start, frame, head, tail);
-        };
-        let (frame_place, place) = place.split_at(FRAME);
-        let (head_place, tail_place) = place.split_at(head.len());
-        // Relaxed: all of them are published by the commit.
-        for (word, value) in frame_place.iter().zip(frame) {
-            word.store(value, Ordering::Relaxed);
-        }
-        for (word, value) in head_place.iter().zip(head) {
-            word.store(*value, Ordering::Relaxed);
-        }
-        for (word, value) in tail_place.iter().zip(tail.chunks(8)) {
-            word.store(to_word(value), Ordering::Relaxed);
-        }
+    fn hold(&self, owner: u32, position: u64) -> bool {
+        let (free, held) = (State::new(0, position), State::new(owner, position));
+        // Acquire pairs with the release in `commit`: the record before has a lower number.
+        self.state.compare_exchange(free.0, held.0, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// As [`Lane::put`], for a record that goes on at the lane's beginning.
+    /// Writes words of which some are at the lane's end, and the next at its beginning.
     #[cold]
-    fn put_around(&self, start: usize, frame: [u64; FRAME], head: &[u64], tail: &[u8]) {
-        let values = frame.iter().chain(head).copied().chain(tail.chunks(8).map(to_word));
+    fn fill_around(&self, start: usize, values: &[u64]) {
         let places = self.words[start..].iter().chain(self.words);
         for (word, value) in places.zip(values) {
-            word.store(value, Ordering::Relaxed);
+            word.store(*value, Ordering::Relaxed);
         }
     }
 
-    /// Makes a record readable and gives the lane up, at once.
+    /// Completes a record and gives the lane back; false if it was taken away.
     #[inline]
-    fn commit(&self, owner: u32, position: u64, words: usize) -> Result<(), Refused> {
+    fn commit(&self, owner: u32, position: u64, words: usize) -> bool {
         let held = State::new(owner, position);
         let free = State::new(0, position + words as u64);
-        // Release pairs with the acquire loads in `Reader::look` and `Lane::hold`.
-        self.state
-            .compare_exchange(held.0, free.0, Ordering::Release, Ordering::Relaxed)
-            .map(|_| ())
-            .map_err(|_| Refused::Lost)
+        // Release pairs with the acquire in `Reader::look`, for the words, and in `hold`.
+        self.state.compare_exchange(held.0, free.0, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -347,12 +471,12 @@ impl Reader {
         }
         let word =
             |at: u64| lane.words[at as usize & (lane.words.len() - 1)].load(Ordering::Relaxed);
-        let (frame, order) = (word(place.head), word(place.head.wrapping_add(1)));
-        let length = frame as usize & ((1 << LENGTH_BITS) - 1);
+        let (first, order) = (word(place.head), word(place.head + 1));
+        let length = first as usize & ((1 << LENGTH_BITS) - 1);
         let is_sound = there >= FRAME
             && length <= MAX_BYTES
             && words_for(length) <= there
-            && frame == check(place.head, order) | length as u64
+            && [first, order] == frame(place.head, order, length)
             && order < EMPTY - 1;
         if is_sound {
             self.fronts[index] = order;
@@ -372,14 +496,16 @@ impl Reader {
         // one, the lane is seen held from here on, or the record.
         let order = memory.order().load(Ordering::Acquire);
         let is_due = order > self.next || self.fronts.iter().any(|&front| front != EMPTY);
-        let (mut found, mut held, mut freed) = (false, false, false);
+        let (mut found, mut held, mut given_up, mut freed) = (false, false, false, false);
         for index in 0..self.places.len() {
             let lane = memory.lane(index);
             // Acquire pairs with the commit's release: the words up to the position are there.
             let state = State(lane.state.load(Ordering::Acquire));
             let place = &mut self.places[index];
             place.state = state.0;
-            if state.0 != place.given_up {
+            if state.owner() != 0 && state.0 == place.given_up {
+                given_up = true;
+            } else {
                 place.given_up = 0;
                 held |= state.owner() != 0;
             }
@@ -419,14 +545,16 @@ impl Reader {
         }
         self.waiting = false;
         if !is_due {
-            return false;
+            // Unless the order was changed by somebody else, there is nothing; else, what is there is due.
+            return self.fronts.iter().any(|&front| front != EMPTY) && self.look(memory);
         }
         let before = self.next;
         let found = self.go_on();
         let lost = self.next - before;
         let explained = lost.min(self.missing);
         self.missing -= explained;
-        self.spoiled += u64::from(lost > explained);
+        // Who was given up may have the number, and be late with it.
+        self.spoiled += u64::from(lost > explained && !given_up);
         found
     }
 
@@ -499,8 +627,8 @@ impl Reader {
         let state = memory.lane(lane).state;
         let held = State(state.load(Ordering::Relaxed));
         let free = State::new(0, held.position());
-        // Relaxed: it continues the release sequence of the last commit. A failure means that the
-        // writer was alive, and has committed.
+        // Relaxed: as a change of the last commit's state it is still of that one's release, which the
+        // next `hold` pairs with. If it fails, the writer was alive, and has completed its record.
         let recovered = held.owner() != 0
             && state.compare_exchange(held.0, free.0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if recovered {
@@ -544,3 +672,6 @@ impl Reader {
         self.spoiled
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;

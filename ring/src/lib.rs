@@ -8,10 +8,16 @@ compile_error!("ttalloc supports x86-64 Linux with glibc only, as tt-metal's rel
 
 pub mod clock;
 pub mod errno;
-mod lane;
+pub mod lane;
+// A model checker's atomics can't lie in shared memory, nor the kernel wait for them.
+#[cfg(not(any(loom, shuttle)))]
 mod life;
+#[cfg(all(test, any(loom, shuttle)))]
+mod model;
 pub mod record;
+#[cfg(not(any(loom, shuttle)))]
 pub mod ring;
+mod room;
 mod sync;
 
 /// The version of the records and of the shared memory's layout. The catalogue of symbols is part of

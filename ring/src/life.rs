@@ -1,5 +1,7 @@
 //! What a writer without room waits for: that the reader makes room, or ends.
 //!
+//! # How the reader's end is known
+//!
 //! The reader's thread keeps a word in the shared memory on its list of robust futexes, which the kernel
 //! goes through when a thread ends, however it ends: it marks the word and wakes one of those who wait
 //! for it (the kernel's Documentation/locking/robust-futex-ABI.rst). The list itself lies in the reader's
@@ -10,8 +12,11 @@ use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
+
+use crate::clock::now_ns;
+use crate::room::{Room, Ticket};
 
 thread_local! {
     /// Whether this thread keeps a word.
@@ -127,141 +132,182 @@ impl Drop for Life {
 /// Whether the thread that kept `word` has ended, or has given it up.
 pub fn is_over(word: &AtomicU32) -> bool {
     // Acquire pairs with the releases in `begin` and `drop`.
-    let word = word.load(Ordering::Acquire);
+    is_marked(word.load(Ordering::Acquire))
+}
+
+/// Whether a word says that its thread has ended, or never began it.
+fn is_marked(word: u32) -> bool {
     word & libc::FUTEX_OWNER_DIED != 0 || word & !libc::FUTEX_WAITERS == 0
 }
 
-/// Whether somebody waits for room, and when room was made.
-#[repr(C)]
-pub struct Room {
-    /// Another value each time those who wait were woken.
-    made: AtomicU32,
-    /// Whether anybody may be waiting.
-    wanted: AtomicU32,
-}
-
-/// What [`Room::made`] was before somebody looked for room in vain.
-#[derive(Clone, Copy)]
-pub struct Ticket(u32);
-
-impl Room {
-    /// To be called before looking for room once more, and then waiting with what it returns.
-    pub fn announce(&self) -> Ticket {
-        // Acquire pairs with the release in `wake`: who sees that room was made finds it.
-        let ticket = Ticket(self.made.load(Ordering::Acquire));
-        self.wanted.store(1, Ordering::Relaxed);
-        // Pairs with the fence in `tell`: either the reader sees that room is wanted, or the room that it
-        // has made is seen after this.
-        fence(Ordering::SeqCst);
-        ticket
-    }
-
-    /// Wakes those who wait, if there are any, after room was made or the ring was closed.
-    pub fn tell(&self) {
-        // Pairs with the fence in `announce`.
-        fence(Ordering::SeqCst);
-        if self.wanted.load(Ordering::Relaxed) != 0 {
-            self.wanted.store(0, Ordering::Relaxed);
-            self.wake();
-        }
-    }
-
-    /// Wakes all who wait.
-    pub fn wake(&self) {
-        // Release pairs with the acquire in `announce`.
-        self.made.fetch_add(1, Ordering::Release);
-        wake(&self.made);
-    }
-
-    /// Waits until room was made since the ticket, or the thread that keeps `life` ends, for `limit` at
-    /// the most. May return sooner, and for no reason.
-    pub fn wait(&self, ticket: Ticket, life: &AtomicU32, limit: Option<Duration>) {
-        static CANNOT: AtomicBool = AtomicBool::new(false);
-        if !CANNOT.load(Ordering::Relaxed) {
-            match self.wait_for_both(ticket, life, limit) {
-                Ok(()) => return,
-                Err(_) => CANNOT.store(true, Ordering::Relaxed),
-            }
-        }
-        self.wait_for_room(ticket, limit);
-    }
-
-    /// Waits for both words at once, which Linux can since 5.16.
-    fn wait_for_both(
-        &self,
-        ticket: Ticket,
-        life: &AtomicU32,
-        limit: Option<Duration>,
-    ) -> io::Result<()> {
-        // The kernel wakes nobody unless this is set.
-        let life_now = life.fetch_or(libc::FUTEX_WAITERS, Ordering::Relaxed) | libc::FUTEX_WAITERS;
-        if life_now & libc::FUTEX_OWNER_DIED != 0 || life_now & !libc::FUTEX_WAITERS == 0 {
-            return Ok(());
-        }
-        /// The kernel's `struct futex_waitv`.
-        #[repr(C)]
-        struct Wait {
-            value: u64,
-            word: *const AtomicU32,
-            flags: u32,
-            reserved: u32,
-        }
-        let one = |word: &AtomicU32, value| Wait {
-            value: u64::from(value),
-            word,
-            flags: libc::FUTEX2_SIZE_U32 as u32,
-            reserved: 0,
-        };
-        let words = [one(&self.made, ticket.0), one(life, life_now)];
-        let until = limit.map(|limit| {
-            let now = crate::clock::now_ns();
-            let until = now.saturating_add(limit.as_nanos() as u64);
-            libc::timespec {
-                tv_sec: (until / 1_000_000_000) as i64,
-                tv_nsec: (until % 1_000_000_000) as i64,
-            }
-        });
-        let until = until.as_ref().map_or(ptr::null(), ptr::from_ref);
-        // SAFETY: two words that stay mapped, their count, no flags, a time or none, and its clock.
-        let woken = unsafe {
-            libc::syscall(
-                libc::SYS_futex_waitv,
-                words.as_ptr(),
-                words.len(),
-                0,
-                until,
-                libc::CLOCK_MONOTONIC,
-            )
-        };
-        if woken >= 0 {
-            return Ok(());
-        }
-        let why = io::Error::last_os_error();
-        match why.raw_os_error() {
-            Some(libc::EAGAIN | libc::EINTR | libc::ETIMEDOUT) => Ok(()),
-            // An older kernel, or a filter of system calls that doesn't know this one.
-            _ => Err(why),
-        }
-    }
-
-    /// Waits for room alone, and not for long: the reader may end meanwhile.
-    fn wait_for_room(&self, ticket: Ticket, limit: Option<Duration>) {
-        let limit = limit.unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
-        let time = libc::timespec { tv_sec: 0, tv_nsec: i64::from(limit.subsec_nanos()) };
-        let word = self.made.as_ptr();
-        // SAFETY: a word that stays mapped, the value it should have, and a time. Shared between processes,
-        // so without FUTEX_PRIVATE_FLAG.
-        unsafe {
-            libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, ticket.0, &raw const time)
-        };
-    }
-}
-
-/// How often to look whether the reader is alive where the kernel can't wait for two things, and how
-/// long to wait for a lane that another writer holds.
+/// How often to look whether the reader is alive where the kernel can't wait for two things.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-fn wake(word: &AtomicU32) {
-    // SAFETY: a word that stays mapped, and how many to wake; shared between processes.
+/// The kernel's `struct futex_waitv`.
+#[repr(C)]
+struct Wait {
+    value: u64,
+    word: *const AtomicU32,
+    flags: u32,
+    reserved: u32,
+}
+
+impl Wait {
+    /// For a word that is shared between processes, as long as it has `value`.
+    fn new(word: &AtomicU32, value: u32) -> Wait {
+        let flags = libc::FUTEX2_SIZE_U32 as u32;
+        Wait { value: value.into(), word, flags, reserved: 0 }
+    }
+}
+
+/// Waits until room was made since the ticket, or the thread that keeps `life` ends, or for `limit`. May
+/// return sooner, and for no reason. Changes `errno`.
+pub fn wait(room: &Room, ticket: Ticket, life: &AtomicU32, limit: Option<Duration>) {
+    /// Whether the system was found to be unable to wait for both.
+    static CANNOT: AtomicBool = AtomicBool::new(false);
+    if CANNOT.load(Ordering::Relaxed) || wait_for_both(room, ticket, life, limit).is_err() {
+        CANNOT.store(true, Ordering::Relaxed);
+        let limit = limit.map_or(LOOK_EVERY, |limit| limit.min(LOOK_EVERY));
+        wait_for_room(room, ticket, limit);
+    }
+}
+
+/// Waits for both words at once, which Linux can since 5.16.
+fn wait_for_both(
+    room: &Room,
+    ticket: Ticket,
+    life: &AtomicU32,
+    limit: Option<Duration>,
+) -> io::Result<()> {
+    // The kernel wakes nobody without this. Relaxed: nothing else is told by it.
+    life.fetch_or(libc::FUTEX_WAITERS, Ordering::Relaxed);
+    let life_now = life.load(Ordering::Relaxed);
+    if is_marked(life_now) {
+        return Ok(());
+    }
+    let words = [Wait::new(room.made(), ticket.0), Wait::new(life, life_now)];
+    let until = limit.map(|limit| {
+        let until = now_ns().saturating_add(limit.as_nanos() as u64);
+        let (tv_sec, tv_nsec) = ((until / 1_000_000_000) as i64, (until % 1_000_000_000) as i64);
+        libc::timespec { tv_sec, tv_nsec }
+    });
+    let until = until.as_ref().map_or(ptr::null(), ptr::from_ref);
+    let (call, clock) = (libc::SYS_futex_waitv, libc::CLOCK_MONOTONIC);
+    // SAFETY: two words that stay mapped, their count, no flags, a time or none, and its clock.
+    let woken = unsafe { libc::syscall(call, words.as_ptr(), words.len(), 0, until, clock) };
+    if woken >= 0 {
+        return Ok(());
+    }
+    let why = io::Error::last_os_error();
+    match why.raw_os_error() {
+        Some(libc::EAGAIN | libc::EINTR | libc::ETIMEDOUT) => Ok(()),
+        // An older kernel, or a filter of system calls that doesn't know this one.
+        _ => Err(why),
+    }
+}
+
+/// Waits for room alone, for less than a second.
+fn wait_for_room(room: &Room, ticket: Ticket, limit: Duration) {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: i64::from(limit.subsec_nanos()) };
+    let word = room.made().as_ptr();
+    // SAFETY: a word that stays mapped, the value it should have, and a time. Without
+    // FUTEX_PRIVATE_FLAG, since it is shared between processes.
+    unsafe { libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, ticket.0, &raw const time) };
+}
+
+/// Wakes all who wait for a word.
+pub fn wake(word: &AtomicU32) {
+    // SAFETY: a word that stays mapped, and how many to wake; shared between processes, as above.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Instant;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn room() -> &'static Room {
+        // SAFETY: any bytes are valid for its atomics.
+        Box::leak(unsafe { Box::<Room>::new_zeroed().assume_init() })
+    }
+
+    fn word() -> &'static AtomicU32 {
+        Box::leak(Box::new(AtomicU32::new(0)))
+    }
+
+    /// A thread that keeps a word until it is told to end, and ends as if it were killed.
+    fn keeper(word: &'static AtomicU32) -> (mpsc::Sender<()>, thread::JoinHandle<()>) {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let (begun, has_begun) = mpsc::channel();
+        let keeper = thread::spawn(move || {
+            // SAFETY: the word was leaked.
+            std::mem::forget(unsafe { Life::begin(word) }.unwrap());
+            begun.send(()).unwrap();
+            stopped.recv().unwrap_err();
+        });
+        has_begun.recv().unwrap();
+        (stop, keeper)
+    }
+
+    #[test]
+    fn a_life_is_over_when_its_thread_ends_or_drops_it() {
+        let word = word();
+        assert!(is_over(word));
+        let (stop, keeper) = keeper(word);
+        assert!(!is_over(word));
+        drop(stop);
+        keeper.join().unwrap();
+        assert!(is_over(word));
+        // SAFETY: the word was leaked.
+        let life = unsafe { Life::begin(word) }.unwrap();
+        assert!(!is_over(word));
+        drop(life);
+        assert!(is_over(word));
+    }
+
+    /// Without a look in between: both are waited for at once, for a minute if nothing happens.
+    #[test]
+    fn who_waits_is_woken_by_either() {
+        for by_room in [true, false] {
+            let (room, word) = (room(), word());
+            let (stop, _keeper) = keeper(word);
+            let ticket = room.announce();
+            let waiting = thread::spawn(move || {
+                let begun = Instant::now();
+                wait_for_both(room, ticket, word, Some(LONG)).map(|()| begun.elapsed())
+            });
+            thread::sleep(Duration::from_millis(50));
+            let has_waited = !waiting.is_finished();
+            if by_room {
+                room.tell(wake);
+            } else {
+                drop(stop);
+            }
+            match waiting.join().unwrap() {
+                Ok(time) => assert!(has_waited && time < LONG / 2, "{time:?}"),
+                // A kernel that can't says so at once, and `wait` goes the other way.
+                Err(why) => {
+                    let why = why.raw_os_error();
+                    assert!(matches!(why, Some(libc::ENOSYS | libc::EPERM)), "{why:?}");
+                    continue;
+                }
+            }
+            assert_eq!(is_over(word), !by_room);
+        }
+    }
+
+    #[test]
+    fn where_both_can_not_be_waited_for_one_looks_again_soon() {
+        let room = room();
+        let ticket = room.announce();
+        let begun = Instant::now();
+        wait_for_room(room, ticket, LOOK_EVERY);
+        assert!(begun.elapsed() < LONG / 2);
+        room.tell(wake);
+        wait_for_room(room, ticket, LONG.min(Duration::from_millis(999)));
+    }
 }

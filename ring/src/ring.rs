@@ -1,7 +1,7 @@
 //! The ring: records from any number of threads and processes to one launcher, through a sealed memfd.
 //!
 //! The memory is a header and lanes, whose protocol is [`crate::lane`]'s. A producer that finds no room
-//! waits, if the launcher said so, as long as the launcher lives ([`crate::life`]).
+//! waits, if the launcher said so, as long as the launcher lives (`life`, `room`).
 //!
 //! Every access to the shared memory is atomic, and the consumer copies before it looks: what another
 //! process writes at the wrong moment gives a bad record, not undefined behaviour.
@@ -22,9 +22,10 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use crate::VERSION;
 use crate::errno::KeepErrno;
-use crate::lane::{self, Lane, Memory, Reader, Refused};
-use crate::life::{self, Life, Room};
+use crate::lane::{Lane, Memory, Reader, Refused, Writer};
+use crate::life::{self, Life};
 use crate::record::MAX_BYTES;
+use crate::room::Room;
 
 pub use crate::lane::Held;
 
@@ -217,7 +218,7 @@ impl Memory for Shared {
     }
 
     fn freed(&self) {
-        self.header().room.0.tell();
+        self.header().room.0.tell(life::wake);
     }
 }
 
@@ -364,7 +365,7 @@ impl Consumer {
     pub fn close(&self) {
         let header = self.shared.header();
         header.rare.0.closed.store(1, Ordering::Release);
-        header.room.0.tell();
+        header.room.0.tell(life::wake);
     }
 
     /// How many records producers could not deliver.
@@ -429,7 +430,7 @@ impl Consumer {
         // Release pairs with the acquire in `Shared::life`.
         header.rare.0.keeper.store(keeper, Ordering::Release);
         // Who waits has to wait for the new life's end from now on.
-        header.room.0.wake();
+        header.room.0.wake(life::wake);
         Ok(())
     }
 }
@@ -615,7 +616,7 @@ impl Producer {
         if lane_hint.get() == 0 {
             self.give_lane(lane_hint);
         }
-        match lane::write(&self.shared, lane_hint, process, head, tail) {
+        match Writer::new(process).write(&self.shared, lane_hint, head, tail) {
             Ok(()) => true,
             Err(why) => self.write_later(why, lane_hint, process, head, tail),
         }
@@ -662,19 +663,19 @@ impl Producer {
             } else {
                 ticket = Some(header.room.0.announce());
             }
-            match lane::write(&self.shared, hint, process, head, tail) {
+            match Writer::new(process).write(&self.shared, hint, head, tail) {
                 Ok(()) => return true,
                 Err(why) => refused = why,
             }
             if self.is_closed() {
                 // The kernel wakes only one of those who wait.
-                header.room.0.wake();
+                header.room.0.wake(life::wake);
                 self.count_dropped(1);
                 return false;
             }
             if let (Some(ticket), Refused::NoRoom { held }) = (ticket, refused) {
                 let limit = held.then_some(HELD_LIMIT);
-                header.room.0.wait(ticket, self.shared.life(), limit);
+                life::wait(&header.room.0, ticket, self.shared.life(), limit);
             }
         }
     }
@@ -688,8 +689,11 @@ const HELD_LIMIT: Duration = Duration::from_millis(1);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use crate::lane::Step;
+    use std::io::{PipeReader, PipeWriter, Read, Write};
+    use std::sync::mpsc;
     use std::thread;
+    use std::time::Instant;
 
     const TINY: RingOptions = RingOptions {
         lanes: 2,
@@ -717,7 +721,9 @@ mod tests {
     /// Writes until there is no room; how often.
     fn fill(producer: &Producer) -> usize {
         let hint = Cell::new(0);
-        (0..).take_while(|_| lane::write(&producer.shared, &hint, 0, &[], b"full").is_ok()).count()
+        (0..)
+            .take_while(|_| Writer::new(0).write(&producer.shared, &hint, &[], b"full").is_ok())
+            .count()
     }
 
     #[test]
@@ -776,24 +782,66 @@ mod tests {
         assert_eq!((consumer.torn(), consumer.dropped(), consumer.spoiled()), (0, 0, 0));
     }
 
-    #[test]
-    fn a_producer_stops_waiting_when_the_consumer_closes() {
-        let (consumer, producer) = ring();
-        assert_eq!(fill(&producer), 2 * ((16 << 10) / 24));
+    /// Has so many threads wait for room, sees to it that they do, runs `end`, and returns what their
+    /// writing came to, and how long that took.
+    fn waiting<T>(
+        producer: &Producer,
+        threads: usize,
+        end: impl FnOnce() -> T,
+    ) -> (Vec<bool>, Duration) {
+        fill(producer);
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| write(&producer, b"more"));
-            thread::sleep(Duration::from_millis(20));
-            assert!(!waiting.is_finished(), "it waits while the consumer lives");
-            consumer.close();
-            assert!(!waiting.join().unwrap());
-        });
-        assert_eq!(consumer.dropped(), 1);
+            let one = || {
+                set_errno(77);
+                let written = write(producer, b"more");
+                assert_eq!(io::Error::last_os_error().raw_os_error(), Some(77));
+                written
+            };
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+            thread::sleep(Duration::from_millis(50));
+            assert!(threads.iter().all(|one| !one.is_finished()), "they wait while it lives");
+            let begun = Instant::now();
+            end();
+            let written = threads.into_iter().map(|one| one.join().unwrap()).collect();
+            (written, begun.elapsed())
+        })
+    }
+
+    fn set_errno(value: i32) {
+        // SAFETY: takes nothing.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: this thread's errno is always there.
+        unsafe { *errno = value };
+    }
+
+    #[test]
+    fn producers_go_on_when_room_is_made() {
+        let (mut consumer, producer) = ring();
+        let mut count = 0;
+        let (written, time) = waiting(&producer, 3, || count = consumer.drain(usize::MAX, |_| ()));
+        assert_eq!(written, [true; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
+        // Some of what they write may have come to the first reading.
+        count += drain(&mut consumer).len();
+        assert_eq!(count, 2 * ((16 << 10) / 24) + 3);
+        assert_eq!(consumer.dropped(), 0);
+    }
+
+    #[test]
+    fn producers_stop_waiting_when_the_consumer_closes() {
+        let (consumer, producer) = ring();
+        let (written, time) = waiting(&producer, 3, || consumer.close());
+        assert_eq!(written, [false; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
+        assert_eq!(consumer.dropped(), 3);
+        assert!(!write(&producer, b"later"));
+        assert_eq!(consumer.dropped(), 3, "what begins when nobody reads isn't counted");
     }
 
     #[test]
     fn producers_stop_waiting_when_the_consumers_thread_dies() {
-        let (variable_to_here, variable) = std::sync::mpsc::channel();
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (variable_to_here, variable) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel::<()>();
         let owner = thread::spawn(move || {
             let consumer = Consumer::create(&TINY).unwrap();
             variable_to_here.send(consumer.variable()).unwrap();
@@ -801,23 +849,219 @@ mod tests {
             // As a kill would: the thread goes without closing the ring.
             std::mem::forget(consumer);
         });
-        let producer = Arc::new(Producer::attach(variable.recv().unwrap()).unwrap());
-        fill(&producer);
+        let producer = Producer::attach(variable.recv().unwrap()).unwrap();
         assert!(!producer.is_closed());
-        let waiting: Vec<_> = (0..3)
-            .map(|_| {
-                let producer = producer.clone();
-                thread::spawn(move || write(&producer, b"more"))
-            })
-            .collect();
-        thread::sleep(Duration::from_millis(50));
-        assert!(waiting.iter().all(|one| !one.is_finished()));
-        drop(stop);
+        let (written, time) = waiting(&producer, 3, || drop(stop));
         owner.join().unwrap();
-        for one in waiting {
-            assert!(!one.join().unwrap());
-        }
+        assert_eq!(written, [false; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
         assert!(producer.is_closed());
+    }
+
+    #[test]
+    fn producers_stop_waiting_when_the_consumers_process_is_killed() {
+        let (to_parent, to_child) = (Pipe::new(), Pipe::new());
+        let child = fork(|| {
+            let consumer = Consumer::create(&TINY).unwrap();
+            to_parent.write(consumer.variable().as_bytes());
+            to_child.read();
+        });
+        let producer = Producer::attach(OsStr::from_bytes(&to_parent.read())).unwrap();
+        let (written, time) = waiting(&producer, 3, || child.kill());
+        assert_eq!(written, [false; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
+        assert!(producer.is_closed());
+    }
+
+    #[test]
+    fn the_ring_goes_on_with_a_process_that_was_forked() {
+        let (to_parent, to_child) = (Pipe::new(), Pipe::new());
+        let parent = fork(|| {
+            let mut consumer = Consumer::create(&TINY).unwrap();
+            to_parent.write(consumer.variable().as_bytes());
+            to_child.read();
+            let heir = fork(|| {
+                consumer.succeed().unwrap();
+                assert_eq!(consumer.succeed().unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+                to_parent.write(b"mine");
+                to_child.read();
+                consumer.drain(usize::MAX, |_| ());
+                to_parent.write(b"read");
+                to_child.read();
+            });
+            to_parent.write(&heir.0.to_le_bytes());
+            to_child.read();
+        });
+        let producer = Producer::attach(OsStr::from_bytes(&to_parent.read())).unwrap();
+        to_child.write(b"fork");
+        let answers = [to_parent.read(), to_parent.read()];
+        let heir = answers.iter().find(|answer| *answer != b"mine").unwrap();
+        let heir = Process(i32::from_le_bytes(
+            [heir.as_slice(), &[0; 4]].concat()[..4].try_into().unwrap(),
+        ));
+        parent.kill();
+        assert!(!producer.is_closed(), "it is the heir's");
+        let read = || {
+            to_child.write(b"read");
+            assert_eq!(to_parent.read(), b"read");
+        };
+        let (written, _) = waiting(&producer, 3, read);
+        assert_eq!(written, [true; 3]);
+        let (written, time) = waiting(&producer, 3, || heir.kill());
+        assert_eq!(written, [false; 3]);
+        assert!(time < Duration::from_secs(5), "{time:?}");
+        assert!(producer.is_closed());
+    }
+
+    #[test]
+    fn a_child_that_only_ends_leaves_the_ring_as_it_is() {
+        let (consumer, producer) = ring();
+        let mut consumer = Some(consumer);
+        fork(|| drop(consumer.take())).wait();
+        assert!(!producer.is_closed());
+        assert!(write(&producer, b"one"));
+        assert_eq!(drain(consumer.as_mut().unwrap()), [b"one"]);
+    }
+
+    #[test]
+    fn a_thread_keeps_one_ring_at_a_time() {
+        let first = Consumer::create(&TINY).unwrap();
+        let second = Consumer::create(&TINY).err().unwrap();
+        assert_eq!(second.kind(), io::ErrorKind::ResourceBusy);
+        drop(first);
+        assert!(Consumer::create(&TINY).is_ok());
+    }
+
+    #[test]
+    fn where_there_is_no_room_records_may_be_dropped_and_counted() {
+        let options = RingOptions { on_full: OnFull::Drop, ..TINY };
+        let mut consumer = Consumer::create(&options).unwrap();
+        let producer = Producer::attach(consumer.variable()).unwrap();
+        let room = fill(&producer);
+        assert!(consumer.is_full());
+        set_errno(77);
+        assert!(!write(&producer, b"more"));
+        assert_eq!(io::Error::last_os_error().raw_os_error(), Some(77));
+        // Also if some lane is held, and stays so.
+        assert_eq!(drain(&mut consumer).len(), room);
+        assert_eq!(stop_at(&producer, 0, Step::Filled), Err(Refused::Stopped));
+        fill(&producer);
+        assert!(!write(&producer, b"more"));
+        assert_eq!(consumer.dropped(), 2);
+    }
+
+    fn stop_at(producer: &Producer, process: u32, step: Step) -> Result<(), Refused> {
+        let mut writer = Writer::new(process);
+        writer.stop = Some(step);
+        writer.write(&producer.shared, &Cell::new(2), &[2], b"torn")
+    }
+
+    /// The table in the documentation of [`crate::lane`], with processes that are really killed.
+    #[test]
+    fn a_writers_process_may_be_killed_at_every_step() {
+        let steps =
+            [Step::Picked, Step::Held, Step::Numbered, Step::Framed, Step::Filled, Step::Committed];
+        for step in steps {
+            let (mut consumer, producer) = ring();
+            let living = producer.new_process(1, 0);
+            let dying = producer.new_process(2, 0);
+            let child = fork(|| {
+                producer.write(&Cell::new(2), dying, &[1], b"");
+                assert_eq!(stop_at(&producer, dying, step), Err(Refused::Stopped));
+                // SAFETY: sends a signal to this process.
+                unsafe { libc::raise(libc::SIGKILL) };
+            });
+            assert_eq!(child.wait(), libc::SIGKILL);
+            for value in [3, 4] {
+                assert!(producer.write(&Cell::new(2), living, &[value], b""));
+            }
+            let (is_held, has_number) = match step {
+                Step::Picked | Step::Committed => (false, false),
+                Step::Held => (true, false),
+                Step::Numbered | Step::Framed | Step::Filled => (true, true),
+            };
+            let mut values: Vec<u8> = drain(&mut consumer).iter().map(|bytes| bytes[0]).collect();
+            assert_eq!(consumer.is_waiting(), has_number, "{step:?}");
+            assert_eq!(
+                values.len(),
+                if has_number { 1 } else { 3 + usize::from(!is_held && step != Step::Picked) }
+            );
+            let held: Vec<_> = consumer.held().collect();
+            assert_eq!(held.len(), usize::from(is_held), "{step:?}");
+            for held in held {
+                assert_eq!(held.process, dying);
+                consumer.recover(held.lane);
+            }
+            values.extend(drain(&mut consumer).iter().map(|bytes| bytes[0]));
+            let expected: &[u8] = if step == Step::Committed { &[1, 2, 3, 4] } else { &[1, 3, 4] };
+            assert_eq!(values, expected, "{step:?}");
+            assert_eq!(consumer.torn(), u64::from(is_held));
+            let others = (consumer.late(), consumer.spoiled(), consumer.dropped());
+            assert_eq!(others, (0, 0, 0));
+        }
+    }
+
+    /// A child of the test.
+    struct Process(i32);
+
+    impl Process {
+        fn kill(&self) {
+            // SAFETY: sends a signal to a process that the test made.
+            assert_eq!(unsafe { libc::kill(self.0, libc::SIGKILL) }, 0);
+        }
+
+        /// The signal that ended it, or 0.
+        fn wait(&self) -> i32 {
+            let mut status = 0;
+            // SAFETY: a place for the status.
+            assert_eq!(unsafe { libc::waitpid(self.0, &mut status, 0) }, self.0);
+            if libc::WIFSIGNALED(status) {
+                libc::WTERMSIG(status)
+            } else {
+                libc::WEXITSTATUS(status)
+            }
+        }
+    }
+
+    /// Runs something in another process. Its threads are not there, so it should do little.
+    fn fork(child: impl FnOnce()) -> Process {
+        // SAFETY: the C library makes its own locks fit for use in the child.
+        match unsafe { libc::fork() } {
+            0 => {
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+                // SAFETY: takes a number.
+                unsafe { libc::_exit(i32::from(result.is_err())) }
+            }
+            pid => {
+                assert!(pid > 0);
+                Process(pid)
+            }
+        }
+    }
+
+    /// A pipe for short messages: each has the same length, so that they don't run into each other.
+    struct Pipe(PipeReader, PipeWriter);
+
+    impl Pipe {
+        const BYTES: usize = 64;
+
+        fn new() -> Pipe {
+            let (reader, writer) = io::pipe().unwrap();
+            Pipe(reader, writer)
+        }
+
+        fn write(&self, message: &[u8]) {
+            let mut bytes = [0; Pipe::BYTES];
+            bytes[..message.len()].copy_from_slice(message);
+            (&self.1).write_all(&bytes).unwrap();
+        }
+
+        fn read(&self) -> Vec<u8> {
+            let mut bytes = [0; Pipe::BYTES];
+            (&self.0).read_exact(&mut bytes).unwrap();
+            let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+            bytes[..end].to_vec()
+        }
     }
 
     #[test]

@@ -386,32 +386,35 @@ fn check_exceptions(run: &Run, alone: &Output, era: Era, unknown_frees: u64) {
     assert_eq!(wrong, (unknown_frees, 0, 0));
 }
 
-/// The preload library without a ring, or with something else in its place, does nothing.
+/// The preload library that is switched off, or is told of something that is no ring, does nothing; in the
+/// second case it says so.
 fn no_ring(compiler: &Compiler, era: Era) {
     let standin = standin(compiler, era, &[]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     std::fs::write(&file, vec![0; 1 << 20]).unwrap();
-    let rings: [Option<OsString>; 8] = [
-        None,
-        Some("".into()),
-        Some("nonsense".into()),
-        Some("/no/such/file".into()),
-        Some("/dev/null".into()),
-        Some(folder.path().into()),
-        Some(file.clone().into()),
-        Some("x".repeat(5000).into()),
+    let id = "@0123456789abcdef";
+    let rings: [(OsString, bool); 7] = [
+        (format!("/no/such/file{id}").into(), false),
+        ("nonsense".into(), true),
+        ("/no/such/file".into(), true),
+        (format!("/dev/null{id}").into(), true),
+        (format!("{}{id}", folder.path().display()).into(), false),
+        (format!("{}{id}", file.display()).into(), true),
+        ("x".repeat(5000).into(), true),
     ];
     for name in ["exceptions", "lifecycle", "program_exceptions"] {
         let program = standin.program(name);
         let alone = Command::new(&program).output().unwrap();
-        for ring in &rings {
+        let preloaded = || {
             let mut command = Command::new(&program);
             command.env("LD_PRELOAD", &programs().shim);
-            if let Some(ring) = ring {
-                command.env("TTALLOC_RING", ring);
-            }
-            assert_same(&command.output().unwrap(), &alone);
+            command
+        };
+        assert_untouched(&preloaded().env("TTALLOC", "off").output().unwrap(), &alone, false);
+        for (ring, is_told) in &rings {
+            let output = preloaded().env("TTALLOC_RING", ring).output().unwrap();
+            assert_untouched(&output, &alone, *is_told);
         }
     }
     assert!(std::fs::read(&file).unwrap().iter().all(|&byte| byte == 0), "a file was written to");
@@ -711,11 +714,14 @@ fn patched_without_ring(compiler: &Compiler, era: Era) {
     let program = optimised(compiler, era, "-fvisibility=hidden").whole_program("exceptions", &[]);
     let alone = Command::new(&program).output().unwrap();
     for engine in ["auto", "preload", "inline", "nonsense", ""] {
-        for ring in [None, Some("/no/such/file"), Some("/dev/null")] {
+        let gone = "/no/such/file@0123456789abcdef";
+        for (name, value) in
+            [("TTALLOC", "off"), ("TTALLOC_RING", gone), ("TTALLOC_RING", "/dev/null")]
+        {
             let mut command = Command::new(&program);
             command.env("LD_PRELOAD", &programs().shim).env("TTALLOC_ENGINE", engine);
-            command.envs(ring.map(|ring| ("TTALLOC_RING", ring)));
-            assert_same(&command.output().unwrap(), &alone);
+            let output = command.env(name, value).output().unwrap();
+            assert_untouched(&output, &alone, value == "/dev/null");
         }
     }
 }
@@ -1141,4 +1147,16 @@ fn assert_same(output: &Output, expected: &Output) {
     assert_eq!(output.status, expected.status, "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(text(output), text(expected));
     assert_eq!(printed(output), printed(expected));
+}
+
+/// Like [`assert_same`], with the same on standard error, but for a line of why a process isn't tracked.
+#[track_caller]
+fn assert_untouched(output: &Output, alone: &Output, is_told: bool) {
+    assert_same(output, alone);
+    let text = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let (found, expected) = (text(output), text(alone));
+    let is_ours = |line: &&str| line.starts_with("ttalloc: process ");
+    let (ours, others): (Vec<_>, Vec<_>) = found.lines().partition(is_ours);
+    assert_eq!(others, expected.lines().collect::<Vec<_>>());
+    assert_eq!(ours.len(), usize::from(is_told), "{found}");
 }

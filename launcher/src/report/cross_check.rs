@@ -52,9 +52,9 @@ pub enum CrossCheckState {
 /// A counter that says something else than the books.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CounterDifference {
-    /// The number of the process.
+    /// The number of the process; null if that one is not listed.
     #[serde(default)]
-    pub process: u64,
+    pub process: Option<u64>,
     /// Its pid.
     pub pid: u32,
     /// The chips that the counter is of: one, unless the runtime can't tell some apart.
@@ -191,7 +191,7 @@ impl CrossCheck {
                         reasons.push(generic(bytes, counter_bytes).to_owned());
                     }
                     self.differences.push(CounterDifference {
-                        process,
+                        process: Some(process),
                         pid,
                         chips: chips.clone(),
                         kind,

@@ -28,9 +28,9 @@ pub struct Reconciled {
 /// An allocator that has given more or less than the books say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Difference {
-    /// The number of the process.
+    /// The number of the process; null if that one is not listed.
     #[serde(default)]
-    pub process: u64,
+    pub process: Option<u64>,
     /// Its pid.
     pub pid: u32,
     /// The allocator's chips.
@@ -61,9 +61,9 @@ pub enum Occasion {
 /// An allocation that ended in an exception.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FailedAllocation {
-    /// The number of the process.
+    /// The number of the process; null if that one is not listed.
     #[serde(default)]
-    pub process: u64,
+    pub process: Option<u64>,
     /// Its pid.
     pub pid: u32,
     /// The chips it was for.
@@ -107,9 +107,9 @@ fn pid(ledger: &Ledger, process: u32) -> u32 {
 }
 
 /// The number that a process has in the report.
-fn place(run: &Run, ledger: &Ledger, process: u32) -> u64 {
+fn place(run: &Run, ledger: &Ledger, process: u32) -> Option<u64> {
     let mut places = process_places(run, ledger);
-    places.find(|(number, _)| *number == process).map_or(0, |(_, place)| place)
+    places.find(|(number, _)| *number == process).map(|(_, place)| place)
 }
 
 /// The comparisons of a run.
