@@ -745,7 +745,7 @@ fn a_killed_launcher_leaves_nothing() {
         let files = running.files();
         assert!(files.is_empty() || files == [REPORT], "{files:?}");
         let report = read(running.folder.path());
-        assert!(report.is_none_or(|report| report.snapshot && live(&report) == 3));
+        assert!(report.is_none_or(|report| report.snapshot && live(&report) <= 3));
     }
 }
 
@@ -891,7 +891,7 @@ fn collectors_that_end() {
             libc::SIGKILL => assert_eq!(names(folder.path()), ["stderr"]),
             libc::SIGUSR2 => {
                 let report = until("a snapshot", read);
-                assert!(report.snapshot && live(&report) == 3);
+                assert!(report.snapshot && live(&report) <= 3);
             }
             _ => {
                 let report = read().unwrap();
