@@ -2,7 +2,9 @@
 
 #![allow(clippy::panic, reason = "a test that can't go on says so")]
 
+pub mod busy;
 pub mod hardware;
+pub mod random;
 pub mod real;
 pub mod releases;
 pub mod standin;

@@ -37,6 +37,7 @@ const CLUSTERS: [(Arch, u32); 5] = [
 ];
 const SCENARIOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/scenarios.py");
 const CLOSING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/closing.py");
+const ENDINGS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/endings.py");
 /// How many checkpoints the scenarios have together.
 const CHECKPOINTS: usize = 42;
 
@@ -101,6 +102,16 @@ fn cases() -> Vec<Trial> {
     for (release, _) in RELEASES {
         let case = move || reconciled(release);
         cases.push(Trial::test(format!("reconciled::{release}"), case));
+    }
+    for (release, _) in RELEASES {
+        for name in ["ends", "forks", "two_processes"] {
+            let case = move || match name {
+                "ends" => ends(release),
+                "forks" => forks(release),
+                _ => two_processes(release),
+            };
+            cases.push(Trial::test(format!("{name}::{release}"), case));
+        }
     }
     for release in ["0.76.0", "0.81.1"] {
         let case = move || cross_check(release);
@@ -435,6 +446,106 @@ fn two_records_a_tensor() -> Result<(), Failed> {
         assert!(one - expected < 100, "{release}: {one} records instead of {expected}");
     }
     Ok(())
+}
+
+/// However a program ends, its report says what the runtime said last.
+fn ends(release: &str) -> Result<(), Failed> {
+    let cluster = Cluster::of(Arch::Wormhole, 8).ok_or("no cluster")?;
+    let signal = |name: &str| Exit::Signal(name.to_owned());
+    // When Python ends, later releases close the devices whoever still holds them.
+    let by_python = release != "0.66.0";
+    for (name, exit, closes) in [
+        ("_exit", Exit::Code(5), false),
+        ("return", Exit::Code(0), by_python),
+        ("exit", Exit::Code(4), by_python),
+        ("exception", Exit::Code(1), by_python),
+        ("aborted", signal("SIGABRT"), false),
+        ("killed", signal("SIGKILL"), false),
+    ] {
+        let run = workload(ENDINGS, &[], release, cluster, &[name], |_| {});
+        let said = printed(&run)?;
+        let [books] = said.as_slice() else { return Err(run.describe().into()) };
+        let report = run.report();
+        let mut wrong = Vec::new();
+        if report.exit != exit || report.processes.len() != 1 {
+            wrong.push(format!("{:?}, {} processes", report.exit, report.processes.len()));
+        }
+        if closes {
+            compare_closed(report, books, &mut |what| wrong.push(what));
+        } else {
+            compare(report, report.processes[0].pid, books, &mut |what| wrong.push(what));
+        }
+        integrity(report, &mut |what| wrong.push(what));
+        if !wrong.is_empty() {
+            return Err(format!("{name}: {}\n{}", wrong.join("\n"), run.stderr()).into());
+        }
+    }
+    Ok(())
+}
+
+/// Holds what was left when the devices closed, as they do when Python ends, against what the runtime said
+/// before that.
+fn compare_closed(report: &Report, books: &Value, wrong: &mut dyn FnMut(String)) {
+    let memory = books["memory"].as_object().expect("the books have memory");
+    if report.devices.len() != memory.len() {
+        wrong(format!("{} chips instead of {}", report.devices.len(), memory.len()));
+    }
+    for device in &report.devices {
+        for memory in &device.memory {
+            let (chip, kind) = (device.chip.to_string(), memory.kind.to_string());
+            let expected = Some(number(&books["memory"][&chip][&kind]));
+            let left = memory.live_at_close.map(|left| left.bytes_per_bank);
+            if left != expected || memory.live.bytes_per_bank != 0 {
+                wrong(format!("{memory:?} of chip {chip}, the runtime says {expected:?}"));
+            }
+        }
+    }
+}
+
+/// A child that is forked with an open device has books of its own, if it uses it.
+fn forks(release: &str) -> Result<(), Failed> {
+    let cluster = Cluster::of(Arch::Wormhole, 8).ok_or("no cluster")?;
+    for (name, processes, inherited_frees) in [("child_exits", 1, 0), ("forked", 2, 1)] {
+        let run = workload(ENDINGS, &[], release, cluster, &[name], |_| {});
+        let said = printed(&run)?;
+        let report = run.report();
+        let mut wrong = Vec::new();
+        for books in &said {
+            let pid = number(&books["pid"]) as u32;
+            compare(report, pid, books, &mut |what| wrong.push(format!("{pid}: {what}")));
+        }
+        let tracked = report.processes.iter().filter(|process| process.runtime.is_some()).count();
+        if (said.len(), report.processes.len(), tracked) != (processes, processes, processes) {
+            wrong.push(format!("{said:?} from {:?}", report.processes));
+        }
+        let found = &report.integrity;
+        if !found.complete || (found.inherited_frees, found.unknown_frees) != (inherited_frees, 0) {
+            wrong.push(format!("{found:?}"));
+        }
+        if !wrong.is_empty() {
+            return Err(format!("{name}: {}\n{}", wrong.join("\n"), run.stderr()).into());
+        }
+    }
+    Ok(())
+}
+
+/// Two processes that use the same chips at once, each with what the runtime told it.
+fn two_processes(release: &str) -> Result<(), Failed> {
+    let cluster = Cluster::of(Arch::Wormhole, 8).ok_or("no cluster")?;
+    let run = workload(ENDINGS, &[], release, cluster, &["two"], |_| {});
+    let said = printed(&run)?;
+    let report = run.report();
+    let mut wrong = Vec::new();
+    for books in &said {
+        let pid = number(&books["pid"]) as u32;
+        compare(report, pid, books, &mut |what| wrong.push(format!("{pid}: {what}")));
+    }
+    integrity(report, &mut |what| wrong.push(what));
+    let dram = |books: &Value| books["memory"]["0"]["DRAM"].clone();
+    if said.len() != 2 || dram(&said[0]) == dram(&said[1]) {
+        wrong.push(format!("{said:?}"));
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
 }
 
 fn printed(run: &Run) -> Result<Vec<Value>, Failed> {
