@@ -651,6 +651,10 @@ pub struct Run {
     pub duration_ns: u64,
     /// Its pid.
     pub pid: u32,
+    /// Its parent's pid.
+    pub parent_pid: u32,
+    /// When it was started, in clock ticks since the host's start; 0 if that is not known.
+    pub start_ticks: u64,
     /// How it ended.
     pub exit: Exit,
     /// What speaks for the kernel's having killed it for want of memory.
@@ -986,10 +990,10 @@ fn processes(
             process: 0,
             pid: run.pid,
             inner_pid: run.pid,
-            parent_pid: std::process::id(),
+            parent_pid: run.parent_pid,
             parent_process: None,
             forked: false,
-            start_ticks: 0,
+            start_ticks: run.start_ticks,
             // It has the launcher's environment.
             rank: Rank::of_this_process().map(|rank| rank.rank),
             host,

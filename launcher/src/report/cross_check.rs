@@ -369,6 +369,8 @@ mod tests {
             started_ns: 0,
             duration_ns: 1,
             pid: PID,
+            parent_pid: 1,
+            start_ticks: 0,
             exit: Exit::Code(0),
             out_of_memory: None,
             snapshot: false,

@@ -12,6 +12,7 @@ use ttalloc_ring::ring::RingOptions;
 
 use super::background::{forget_streams, keep_until, tend};
 use super::destination::Destination;
+use super::fork::{Fork, fork, leave};
 use super::keeper::Keeper;
 use super::name::Name;
 use super::signals::Wishes;
@@ -84,7 +85,16 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
         let report = subject.report(&keeper, Stage::Snapshot);
         let written = to_json(&report).and_then(|json| destination.write(&json));
         let follower = Some(std::process::id());
-        told(&Outcome { report, code: 0, written, running, follower });
+        let outcome = Outcome { report, code: 0, written, running, follower };
+        // Who does not read it must not keep those who write to the ring waiting.
+        match fork() {
+            Fork::Child => {
+                told(&outcome);
+                leave(0)
+            }
+            Fork::Parent(_) => {}
+            Fork::Failed(_) => told(&outcome),
+        }
         // Nobody shall wait for what this process might still print.
         let nothing = OpenOptions::new().read(true).write(true).open("/dev/null");
         nothing.and_then(|nothing| forget_streams(&nothing)).map_err(system(

@@ -17,6 +17,8 @@ pub struct Subject {
     pub command: Vec<String>,
     /// Its pid.
     pub pid: u32,
+    parent_pid: u32,
+    start_ticks: u64,
     started: jiff::Timestamp,
     started_ns: u64,
     kills: Option<Kills>,
@@ -41,6 +43,8 @@ impl Subject {
         Subject {
             command,
             pid: 0,
+            parent_pid: 0,
+            start_ticks: 0,
             started: jiff::Timestamp::now(),
             started_ns: now_ns(),
             kills: None,
@@ -66,10 +70,15 @@ impl Subject {
         Ok((subject, stat.starttime))
     }
 
-    /// Tells which process it is.
+    /// Tells which process it is, which lives or is still to be waited for.
     pub fn is(&mut self, pid: u32) {
         self.pid = pid;
         self.kills = Kills::of(pid);
+        let stat = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok()?.stat().ok());
+        if let Some(stat) = stat {
+            self.parent_pid = u32::try_from(stat.ppid).unwrap_or_default();
+            self.start_ticks = stat.starttime;
+        }
     }
 
     /// Tells how it ended, just now.
@@ -89,6 +98,8 @@ impl Subject {
             started_ns: self.started_ns,
             duration_ns,
             pid: self.pid,
+            parent_pid: self.parent_pid,
+            start_ticks: self.start_ticks,
             out_of_memory: self.kills.as_ref().filter(|_| is_kill).and_then(Kills::since),
             exit,
             snapshot: stage == Stage::Snapshot,
