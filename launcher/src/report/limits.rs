@@ -388,6 +388,8 @@ mod tests {
             started_ns: 0,
             duration_ns: 1,
             pid: 10,
+            parent_pid: 1,
+            start_ticks: 0,
             exit: Exit::Code(0),
             snapshot: false,
             out_of_memory: None,
