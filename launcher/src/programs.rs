@@ -178,13 +178,16 @@ struct Part {
     end: [u32; MESH_DIMS],
 }
 
+/// Some chips' ids.
+type Chips = Arc<[i32]>;
+
 /// A program in a workload.
 #[derive(Clone, Debug)]
 struct Member {
     number: u64,
     part: Part,
     /// Its chips, of those of a mesh.
-    of: Option<(Arc<[i32]>, Arc<[i32]>)>,
+    of: Option<(Chips, Chips)>,
 }
 
 impl Member {

@@ -161,7 +161,7 @@ impl Live {
     }
 
     /// All that share a place with the newest there.
-    fn from_newest(&self, newest: Key) -> impl Iterator<Item = &Allocation> {
+    fn sharing_place(&self, newest: Key) -> impl Iterator<Item = &Allocation> {
         let first = self.entries.get(newest.place());
         let older =
             |entry: &&Entry| entry.at_place.older.and_then(|older| self.entries.get(older.place()));
@@ -379,7 +379,7 @@ impl Allocator {
     /// Whether one of its live allocations has `address` in its memory.
     pub(super) fn covers(&self, kind: MemoryType, address: u64) -> bool {
         let below = self.live.by_place[kind as usize].range(..=address).next_back();
-        let mut there = below.into_iter().flat_map(|(_, &key)| self.live.from_newest(key));
+        let mut there = below.into_iter().flat_map(|(_, &key)| self.live.sharing_place(key));
         there.any(|one| address - one.address < one.bytes_per_bank)
     }
 
@@ -395,7 +395,7 @@ impl Allocator {
         let inside = places.range(start..end.max(start));
         let there = below.into_iter().chain(inside);
         there
-            .flat_map(|(_, &key)| self.live.from_newest(key))
+            .flat_map(|(_, &key)| self.live.sharing_place(key))
             .filter(move |one| one.address.saturating_add(one.bytes_per_bank) > start)
     }
 
