@@ -1,5 +1,7 @@
 //! The inputs that the fuzzer found worth keeping, and what once failed, each run once more.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says so")]
+
 #[path = "../fuzz/inputs.rs"]
 mod inputs;
 

@@ -93,8 +93,8 @@ fn a_long_history_takes_no_more_than_a_short_one() {
 
 #[test]
 fn of_many_processes_that_ended_the_largest_are_kept_and_the_others_summed() {
-    let mut story = Story::default();
-    story.ledger = Ledger::new(Limits { processes: 10, buffers: 20, programs: 30 });
+    let ledger = Ledger::new(Limits { processes: 10, buffers: 20, programs: 30 });
+    let mut story = Story { ledger, ..Story::default() };
     for process in 0..500_u32 {
         story.announce(process, 1000 + process % 250);
         story.mesh(MESH, 0, &[0, 1]);
@@ -288,8 +288,7 @@ fn a_late_free_close_or_end_leaves_alone_what_has_come_since() {
 
 #[test]
 fn descriptions_that_come_late_are_made_up_for() {
-    let mut story = Story::default();
-    story.time_ns = 10;
+    let mut story = Story { time_ns: 10, ..Story::default() };
     story.allocate(ALLOCATOR, 1, 0, 0, 64);
     story.allocate(ALLOCATOR, 2, 0, 64, 64);
     story.free(ALLOCATOR, 1, 0);

@@ -450,12 +450,13 @@ mod tests {
                 assert_eq!(end, Some(largest.end_address));
             }
             // The figures are whole.
+            type Figure = fn(&crate::report::Memory) -> u64;
             let further = report.further_processes.as_ref().unwrap();
-            let listed = |report: &Report, figure: fn(&crate::report::Memory) -> u64| {
+            let listed = |report: &Report, figure: Figure| {
                 report.devices.iter().flat_map(|device| &device.memory).map(figure).sum::<u64>()
             };
             let dram = &further.memory[0];
-            let figures: [(fn(&crate::report::Memory) -> u64, u64); 3] = [
+            let figures: [(Figure, u64); 3] = [
                 (|memory| memory.allocations, dram.allocations),
                 (|memory| memory.live.reserved_bytes, dram.live.reserved_bytes),
                 (|memory| memory.allocated_bytes_total, dram.allocated_bytes_total),
