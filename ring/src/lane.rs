@@ -637,10 +637,11 @@ impl Reader {
         let state = memory.lane(lane).state;
         let held = State(state.load(Ordering::Relaxed));
         let free = State::new(0, held.position());
-        // Relaxed: as a change of the last commit's state it is still of that one's release, which the
-        // next `hold` pairs with. If it fails, the writer was alive, and has completed its record.
+        // Release pairs with the acquire in `Lane::hold`: what the dead writer wrote, whose death the caller
+        // knows of, is before what the next one writes to the same place. If it fails, the writer was alive,
+        // and has completed its record.
         let recovered = held.owner() != 0
-            && state.compare_exchange(held.0, free.0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            && state.compare_exchange(held.0, free.0, Ordering::Release, Ordering::Relaxed).is_ok();
         if recovered {
             self.torn += 1;
             self.missing += 1;

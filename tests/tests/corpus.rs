@@ -11,10 +11,10 @@ use std::path::Path;
 fn run(target: &str, input: impl Fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut count = 0;
-    for entry in fs::read_dir(&folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(&folder).expect("the corpus is there") {
+        let path = entry.expect("it can be listed").path();
         println!("{}", path.display());
-        input(&fs::read(&path).unwrap());
+        input(&fs::read(&path).expect("it can be read"));
         count += 1;
     }
     assert!(count >= 10, "{count} inputs in {}", folder.display());
