@@ -671,6 +671,7 @@ fn where_the_path_leads_nowhere_the_socket_hands_the_ring() {
     assert_eq!((process.pid, process.inner_pid), (77, pid));
 
     // Each forked child asks for its own pid.
+    drop(ring);
     let mut ring = Consumer::create(&RingOptions::default()).unwrap();
     let door = Door::open(ring.id());
     let file = ring.file().try_clone().unwrap();
