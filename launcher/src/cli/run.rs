@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::ledger::Limits;
 use crate::report::CrossCheckState;
-use crate::run::{self, Options, Outcome, Written, name};
+use crate::run::{self, Follower, Options, Outcome, Written, name};
 use crate::summary::{one_line, summary};
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
@@ -249,18 +249,24 @@ pub fn tell_outcome(outcome: &Outcome, quiet: bool) {
         Ok(Written::New(_) | Written::Nowhere) => {}
         Err(error) => tell(&format!("ttalloc-run: the report is lost: {error}")),
     }
-    if let Some(follower) = outcome.follower {
-        let (who, it) = match &*outcome.running {
-            [pid] => (format!("process {pid} still runs"), "it ends"),
+    if let Some(Follower { pid: follower, heirs }) = &outcome.follower {
+        let is_tracked = !outcome.running.is_empty();
+        let (who, when) = match if is_tracked { &*outcome.running } else { heirs } {
+            [pid] => (format!("process {pid} still runs"), ["it ends", "it uses tt-metal"]),
             pids => {
-                let pids: Vec<_> = pids.iter().take(MOST_PIDS).map(u32::to_string).collect();
-                let more = outcome.running.len() - pids.len();
+                let shown: Vec<_> = pids.iter().take(MOST_PIDS).map(u32::to_string).collect();
+                let more = pids.len() - shown.len();
                 let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-                (format!("processes {}{more} still run", pids.join(", ")), "they end")
+                let who = format!("processes {}{more} still run", shown.join(", "));
+                (who, ["they end", "they use tt-metal"])
             }
         };
+        let when = match is_tracked {
+            true => format!("when {}", when[0]),
+            false => format!("if {}", when[1]),
+        };
         tell(&format!(
-            "ttalloc: {who}; process {follower} goes on in the background, and replaces the report when {it}"
+            "ttalloc: {who}; process {follower} goes on in the background, and replaces the report {when}"
         ));
     }
 }

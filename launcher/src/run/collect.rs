@@ -1,27 +1,29 @@
 //! The collector: what keeps the books of a program that has the preload library and no launcher. The library
 //! starts it, and waits for the name of the ring.
 
-use std::fs::{self, File, OpenOptions};
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ttalloc_ring::ring::RingOptions;
 
-use super::background::{forget_streams, keep_until, tend};
-use super::destination::Destination;
+use super::background::{Left, forget_streams, keep_until, tend};
+use super::destination::{Destination, is_report_of};
 use super::fork::{Fork, fork, leave};
+use super::heirs::Heirs;
 use super::keeper::Keeper;
 use super::name::Name;
 use super::signals::Wishes;
 use super::snapshot::Snapshots;
 use super::subject::{Stage, Subject};
 use super::watch::{How, Watch};
-use super::{GRACE, Outcome, RunError, no_ring, to_json};
+use super::{Follower, GRACE, Outcome, RunError, no_ring, to_json};
 use crate::ledger::Limits;
-use crate::report::{Exit, Report};
+use crate::report::Exit;
 
 /// How many programs of one process get names of their own.
 const MOST_NAMES: u32 = 100;
@@ -78,13 +80,20 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
         How::Unknown => subject.ended(Exit::Unknown(true)),
     }
     let ended = has_ended(&keeper.watch);
-    let mut running = if ended { keeper.until_gone(GRACE) } else { keeper.watch.running() };
+    let mut heirs = Heirs::of(&keeper.ring, start_ticks).map_err(no_ring)?;
+    let mut running = match ended {
+        true => keeper.until_gone(GRACE, &mut heirs),
+        false => keeper.watch.running(),
+    };
+    let heirs_running = if ended { heirs.running() } else { Vec::new() };
     snapshots.finish();
-    let goes_on = ended && !running.is_empty() && destination.is_file();
-    if goes_on {
-        let report = subject.report(&keeper, Stage::Snapshot);
+    let is_alone = running.is_empty() && heirs_running.is_empty();
+    let late = destination.late(pid, start_ticks).filter(|_| ended && !is_alone);
+    let left = RefCell::new(Left::new(heirs, &running, &keeper));
+    if let Some(late) = &late {
+        let report = subject.report(&keeper, left.borrow().stage());
         let written = to_json(&report).and_then(|json| destination.write(&json));
-        let follower = Some(std::process::id());
+        let follower = Some(Follower { pid: std::process::id(), heirs: heirs_running });
         let outcome = Outcome { report, code: 0, written, running, follower };
         // Who does not read it must not keep those who write to the ring waiting.
         match fork() {
@@ -101,17 +110,26 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
             "/dev/null can't be put in the place of standard error",
             "check that /dev/null is there",
         ))?;
-        let gone = |watch: &Watch| watch.running().is_empty();
+        let gone = |watch: &Watch| left.borrow_mut().is_gone(watch);
         running = keep_until(&mut keeper, &wishes, &mut snapshots, gone, |snapshots, keeper| {
-            tend(snapshots, &destination, &subject, keeper);
+            if left.borrow().has_news(keeper) {
+                tend(snapshots, late, &subject, keeper);
+            }
         });
     }
     keeper.finish();
     snapshots.finish();
     let report = subject.report(&keeper, Stage::Last(&running));
-    let written = to_json(&report).and_then(|json| destination.write(&json));
-    if !goes_on {
-        told(&Outcome { report, code: 0, written, running, follower: None });
+    match late {
+        Some(late) if left.borrow().has_news(&keeper) => {
+            // There is nobody to be told of what goes wrong.
+            let _ = to_json(&report).and_then(|json| late.write(&json));
+        }
+        Some(_) => {}
+        None => {
+            let written = to_json(&report).and_then(|json| destination.write(&json));
+            told(&Outcome { report, code: 0, written, running, follower: None });
+        }
     }
     Ok(())
 }
@@ -133,20 +151,11 @@ fn own_name(pid: u32, start_ticks: u64) -> (PathBuf, Option<UnixListener>) {
         let lock = lock.and_then(|name| UnixListener::bind_addr(&name));
         let is_taken = lock.as_ref().is_err_and(|why| why.kind() == io::ErrorKind::AddrInUse);
         let path = PathBuf::from(name);
-        if number >= MOST_NAMES || !is_taken && !is_of(&path, pid, start_ticks) {
+        if number >= MOST_NAMES || !is_taken && !is_report_of(&path, pid, start_ticks) {
             return (path, lock.ok());
         }
         number += 1;
     }
-}
-
-/// Whether what is there is a report of that process.
-fn is_of(path: &Path, pid: u32, start_ticks: u64) -> bool {
-    let is_regular = fs::metadata(path).is_ok_and(|found| found.is_file());
-    let json = is_regular.then(|| fs::read(path).ok()).flatten();
-    let report: Option<Report> = json.and_then(|json| serde_json::from_slice(&json).ok());
-    let mut processes = report.iter().flat_map(|report| &report.processes);
-    processes.any(|one| (one.pid, one.start_ticks) == (pid, start_ticks))
 }
 
 #[cfg(test)]

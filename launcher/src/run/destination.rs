@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::report::Report;
 use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, CWD, linkat};
 use rustix::io::Errno;
@@ -22,6 +23,16 @@ pub enum Destination {
     Stdout,
     /// A regular file, written whole or not at all.
     File(PathBuf),
+    /// The same long after the program's end, when the report of another run may have come there. That one
+    /// stays, and this one gets a name with its program's pid.
+    Late {
+        /// The file.
+        path: PathBuf,
+        /// The program's pid.
+        pid: u32,
+        /// When that was started, in clock ticks since the machine was.
+        start_ticks: u64,
+    },
     /// Something else that is written to as it is, such as a pipe. It stays open, since the reader of
     /// a pipe meets the end when its last writer leaves.
     Device(File),
@@ -75,7 +86,16 @@ impl Destination {
 
     /// Whether it can be written more than once, each time in the last one's place.
     pub fn is_file(&self) -> bool {
-        matches!(self, Destination::File(_))
+        matches!(self, Destination::File(_) | Destination::Late { .. })
+    }
+
+    /// The same for later, of a run whose program is that process.
+    pub fn late(&self, pid: u32, start_ticks: u64) -> Option<Destination> {
+        let path = match self {
+            Destination::File(path) | Destination::Late { path, .. } => path.clone(),
+            Destination::Stdout | Destination::Device(_) => return None,
+        };
+        Some(Destination::Late { path, pid, start_ticks })
     }
 
     /// Writes the report.
@@ -98,6 +118,15 @@ impl Destination {
             Destination::Device(file) => {
                 write(&mut &*file)?;
                 Ok(Written::Nowhere)
+            }
+            Destination::Late { path, pid, start_ticks } => {
+                let is_free = !path.exists() || is_report_of(path, *pid, *start_ticks);
+                let own = path.with_extension(match path.extension() {
+                    Some(extension) => format!("{pid}.{}", extension.display()),
+                    None => pid.to_string(),
+                });
+                let path = if is_free { path.clone() } else { own };
+                Destination::File(path).write_by(write)
             }
             Destination::File(path) => {
                 let file = match unnamed(path)? {
@@ -125,6 +154,15 @@ impl Destination {
             }
         }
     }
+}
+
+/// Whether what is there is a report of that process.
+pub fn is_report_of(path: &Path, pid: u32, start_ticks: u64) -> bool {
+    let is_regular = fs::metadata(path).is_ok_and(|found| found.is_file());
+    let json = is_regular.then(|| fs::read(path).ok()).flatten();
+    let report: Option<Report> = json.and_then(|json| serde_json::from_slice(&json).ok());
+    let mut processes = report.iter().flat_map(|report| &report.processes);
+    processes.any(|one| (one.pid, one.start_ticks) == (pid, start_ticks))
 }
 
 impl Written {
@@ -215,6 +253,20 @@ mod tests {
         assert!(matches!(destination.write(b"two").unwrap(), Written::Replaced(_)));
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_late_report_leaves_another_runs_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        let late = Destination::check(&path).unwrap().late(7, 70).unwrap();
+        assert!(late.is_file());
+        assert_eq!(late.write(b"first").unwrap(), Written::New(path.clone()));
+        // What can't be read is not known to be its own.
+        let own = folder.path().join("report.7.json");
+        assert_eq!(late.write(b"second").unwrap(), Written::New(own.clone()));
+        assert_eq!(late.write(b"third").unwrap(), Written::Replaced(own));
+        assert_eq!(fs::read(&path).unwrap(), b"first");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ttalloc_ring::ring::{Consumer, KNOWN_PROCESSES, RingOptions};
 
 use super::door::Door;
+use super::heirs::Heirs;
 use super::watch::{Row, Watch};
 use crate::ledger::{Ledger, Limits};
 
@@ -115,13 +116,14 @@ impl Keeper {
         }
     }
 
-    /// Waits a little until no tracked process runs; returns which ones do.
-    pub fn until_gone(&mut self, time: Duration) -> Vec<u32> {
+    /// Waits a little until no tracked process runs, nor any of `heirs`; returns which tracked ones do.
+    pub fn until_gone(&mut self, time: Duration, heirs: &mut Heirs) -> Vec<u32> {
         let begun = Instant::now();
         loop {
             let count = self.round();
             let running = self.watch.running();
-            if running.is_empty() || begun.elapsed() > time {
+            let is_alone = running.is_empty() && heirs.running().is_empty();
+            if is_alone || begun.elapsed() > time {
                 return running;
             }
             self.rest(count);

@@ -6,6 +6,7 @@ pub mod counters;
 pub mod destination;
 mod door;
 mod fork;
+mod heirs;
 mod keeper;
 mod memory;
 pub mod name;
@@ -27,7 +28,9 @@ use std::time::Duration;
 use ttalloc_ring::ring::{Follow, RingOptions};
 use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
 
+use self::background::Left;
 use self::destination::Destination;
+use self::heirs::Heirs;
 use self::keeper::Keeper;
 use self::name::Name;
 use self::program::ProgramError;
@@ -77,8 +80,16 @@ pub struct Outcome {
     pub written: io::Result<Written>,
     /// Tracked processes that still run.
     pub running: Vec<u32>,
-    /// The pid of the process that goes on with these, and then replaces the report.
-    pub follower: Option<u32>,
+    /// Who goes on with these, and then replaces the report.
+    pub follower: Option<Follower>,
+}
+
+/// A process that follows what the program has left behind.
+pub struct Follower {
+    /// Its pid.
+    pub pid: u32,
+    /// Processes that still run and may yet use tt-metal, or do.
+    pub heirs: Vec<u32>,
 }
 
 /// Why a run did not take place.
@@ -205,19 +216,24 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     keeper.watch.reaped(subject.pid, status);
     subject.ended(watch::exit(status));
     keeper.catch_up();
-    let running = keeper.until_gone(GRACE);
+    let mut heirs = Heirs::of(&keeper.ring, subject.start_ticks).map_err(no_ring)?;
+    let running = keeper.until_gone(GRACE, &mut heirs);
+    let heirs_running = heirs.running();
     snapshots.finish();
     let code = code(status);
-    if !running.is_empty()
+    if !(running.is_empty() && heirs_running.is_empty())
         && let Some(place) = place.filter(|place| place.is_file())
     {
-        match background::follow(&mut keeper, &subject, place, &mut snapshots, &inherited) {
+        let left = Left::new(heirs, &running, &keeper);
+        let stage = left.stage();
+        match background::follow(&mut keeper, &subject, place, &mut snapshots, &inherited, left) {
             Ok(follower) => {
-                let report = subject.report(&keeper, Stage::Snapshot);
+                let report = subject.report(&keeper, stage);
                 let written = to_json(&report).and_then(|json| place.write(&json));
                 // It is the other's now.
                 std::mem::forget(keeper);
-                return Ok(Outcome { report, code, written, running, follower: Some(follower) });
+                let follower = Some(Follower { pid: follower, heirs: heirs_running });
+                return Ok(Outcome { report, code, written, running, follower });
             }
             Err(why) => (options.tell)(&format!("what still runs can't be followed: {why}")),
         }

@@ -18,7 +18,8 @@ pub struct Subject {
     /// Its pid.
     pub pid: u32,
     parent_pid: u32,
-    start_ticks: u64,
+    /// When it was started, in clock ticks since the machine was.
+    pub start_ticks: u64,
     started: jiff::Timestamp,
     started_ns: u64,
     kills: Option<Kills>,

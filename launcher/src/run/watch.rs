@@ -446,7 +446,7 @@ fn look_up(row: Row) -> Seen {
 }
 
 /// Whether a process has the ring's memory mapped; None if that can't be seen.
-fn maps(pid: u32, ring: u64) -> Option<bool> {
+pub fn maps(pid: u32, ring: u64) -> Option<bool> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
     // None are shown of one that is about to end (proc_pid_maps(5)).
     let is_rings = |line: &str| {
