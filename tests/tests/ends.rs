@@ -40,6 +40,8 @@ const CASES: &[(&str, Case)] = &[
     ("a_killed_launcher_leaves_nothing", a_killed_launcher_leaves_nothing),
     ("full_rings", full_rings),
     ("newcomers", newcomers),
+    ("late_comers", late_comers),
+    ("nobody_comes", nobody_comes),
     ("no_descriptors_are_kept", no_descriptors_are_kept),
     ("every_way_by_hand", every_way_by_hand),
     ("children_by_hand", children_by_hand),
@@ -909,6 +911,49 @@ fn collectors_that_end() {
             assert!(!report.snapshot && live(&report) == 5);
         }
     }
+}
+
+/// What was left behind and uses tt-metal only when nobody does any more: as a daemon that is made first.
+fn late_comers() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(Command::new("mkfifo").arg(folder.path().join("later")).status().unwrap().success());
+    let script = "(read line < later; \"$0\" end _exit) > /dev/null 2>&1 & exit 9";
+    let mut command = Command::new(&programs().run);
+    command.args(["--quiet", "sh", "-c", script]).arg(ends()).current_dir(folder.path());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(9), "{output:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("and replaces the report if it uses tt-metal\n"), "{stderr}");
+    let first = read(folder.path()).unwrap();
+    assert_eq!((first.snapshot, first.devices.len()), (false, 0));
+    // Another run's report stays.
+    let mut other = Command::new(&programs().run);
+    other.args(["--quiet", "true"]).current_dir(folder.path());
+    assert!(other.status().unwrap().success());
+    fs::write(folder.path().join("later"), "go on\n").unwrap();
+    let own = folder.path().join(format!("ttalloc-report.{}.json", first.processes[0].pid));
+    let report = until("the late report", || Some(read_report(&fs::read(&own).ok()?)));
+    assert_eq!(allocations(&report, report.processes[1].pid), 3);
+    assert!(!report.snapshot && report.integrity.complete, "{:?}", report.integrity.problems);
+    assert_eq!(read(folder.path()).unwrap().command, ["true"]);
+}
+
+/// What was left behind and never uses tt-metal changes nothing, and its follower goes with it.
+fn nobody_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(&programs().run);
+    command.args(["sh", "-c", "sleep 60 > /dev/null 2>&1 & echo $!"]).current_dir(folder.path());
+    let output = command.output().unwrap();
+    let left: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let line = format!("ttalloc: process {left} still runs; process ");
+    let (_, rest) = stderr.split_once(&line).unwrap_or_else(|| panic!("{stderr}"));
+    let follower: u32 = rest.split(' ').next().unwrap().parse().unwrap();
+    assert!(is_there(follower));
+    fs::remove_file(folder.path().join(REPORT)).unwrap();
+    kill(left, libc::SIGKILL);
+    until("the follower's end", || (!is_there(follower)).then_some(()));
+    assert!(!folder.path().join(REPORT).exists());
 }
 
 fn left_behind_by_hand() {

@@ -213,9 +213,10 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
             advice: "look whether something else reaps this session's processes",
         }
     })?;
-    keeper.watch.reaped(subject.pid, status);
     subject.ended(watch::exit(status));
+    // Before that end is anybody's: its process may have called exec, and begun to use tt-metal anew.
     keeper.catch_up();
+    keeper.watch.reaped(subject.pid, status);
     let mut heirs = Heirs::of(&keeper.ring, subject.start_ticks).map_err(no_ring)?;
     let running = keeper.until_gone(GRACE, &mut heirs);
     let heirs_running = heirs.running();
