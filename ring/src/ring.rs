@@ -184,7 +184,9 @@ impl Shared {
 
     /// Whether the consumer is gone, orderly or not.
     fn is_closed(&self) -> bool {
-        self.header().rare.0.closed.load(Ordering::Relaxed) != 0 || life::is_over(self.life())
+        // Twice, since it may be handed on between the look at who counts and the one at that life.
+        let is_over = || life::is_over(self.life());
+        self.header().rare.0.closed.load(Ordering::Relaxed) != 0 || is_over() && is_over()
     }
 }
 

@@ -54,7 +54,7 @@ fn main() {
     }
     describe_the_machine();
     println!(
-        "\na record, {WORK} ns of other work between two: nanoseconds in the median (99 of 100)"
+        "\na record, {WORK} ns of other work between two: nanoseconds in the median (99 of 100), mean"
     );
     table(["thread", "threads"], true, in_threads);
     table(["process", "processes"], true, in_processes);
@@ -437,35 +437,45 @@ fn table([one, many]: [&str; 2], pauses: bool, run: Run) {
     for producers in [1, 2, 4, 8] {
         let what = if producers == 1 { one } else { many };
         let mut line = format!("{producers} {what}:");
-        let mut medians = Vec::new();
+        let (mut medians, mut means) = (Vec::new(), Vec::new());
         for transport in TRANSPORTS {
             // Turns, of which the one in the middle counts.
-            let mut figures: Vec<[f64; 2]> = (0..TURNS)
+            let mut figures: Vec<[f64; 3]> = (0..TURNS)
                 .map(|_| {
                     let sent = run(transport, producers, pauses).expect("it can be had");
                     match pauses {
-                        true => quantiles(sent.samples),
-                        false => [(producers * COUNT) as f64 / sent.time.as_secs_f64() / 1e6, 0.0],
+                        true => self::figures(sent.samples),
+                        false => {
+                            [(producers * COUNT) as f64 / sent.time.as_secs_f64() / 1e6, 0.0, 0.0]
+                        }
                     }
                 })
                 .collect();
             figures.sort_by(|a, b| a[0].total_cmp(&b[0]));
-            let [figure, high] = figures[TURNS / 2];
+            let [figure, high, mean] = figures[TURNS / 2];
             medians.push(figure);
-            let high = if pauses { format!(" ({high:.0})") } else { String::new() };
+            means.push(mean);
+            let high = if pauses { format!(" ({high:.0}), {mean:.0}") } else { String::new() };
             let digits = if pauses { 0 } else { 1 };
             line +=
                 &format!("  {} {figure:.digits$}{high}", format!("{transport:?}").to_lowercase());
         }
-        let times = |at: usize| medians[at].max(medians[0]) / medians[at].min(medians[0]);
-        println!("{line}  the ring is better by {:.0} and {:.0} times", times(1), times(2));
+        let times = |of: &[f64], at: usize| of[at].max(of[0]) / of[at].min(of[0]);
+        line += &format!("  better {:.0} and {:.0} times", times(&medians, 1), times(&medians, 2));
+        if pauses {
+            line += &format!(", in the mean {:.0} and {:.0}", times(&means, 1), times(&means, 2));
+        }
+        println!("{line}");
     }
 }
 
-/// The median, and what 99 of 100 are below, in nanoseconds.
-fn quantiles(mut samples: Vec<u32>) -> [f64; 2] {
+/// The median, what 99 of 100 are below, and the mean, in nanoseconds.
+fn figures(mut samples: Vec<u32>) -> [f64; 3] {
     samples.sort_unstable();
-    [samples.len() / 2, samples.len() * 99 / 100].map(|at| Clock::get().ns(u64::from(samples[at])))
+    let [median, high] = [samples.len() / 2, samples.len() * 99 / 100]
+        .map(|at| Clock::get().ns(u64::from(samples[at])));
+    let sum: u64 = samples.iter().copied().map(u64::from).sum();
+    [median, high, Clock::get().ns(sum) / samples.len() as f64]
 }
 
 /// What it costs when the time of the record is asked for as well, as every hook does.
@@ -478,8 +488,8 @@ fn stamped() {
         receiver.receive(|| thread.is_finished());
         thread.join().expect("it ends well")
     });
-    let [median, high] = quantiles(samples);
-    println!("1 thread, with the time stamp of each record: {median:.0} ({high:.0})");
+    let [median, high, mean] = figures(samples);
+    println!("1 thread, with the time stamp of each record: {median:.0} ({high:.0}), {mean:.0}");
 }
 
 /// The names of an allocator and its mesh in the records.

@@ -80,13 +80,13 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
         How::Unknown => subject.ended(Exit::Unknown(true)),
     }
     let ended = has_ended(&keeper.watch);
-    let mut heirs = Heirs::of(&keeper.ring, start_ticks).map_err(no_ring)?;
+    snapshots.finish();
+    let mut heirs = Heirs::of(&keeper.ring, start_ticks);
     let mut running = match ended {
         true => keeper.until_gone(GRACE, &mut heirs),
         false => keeper.watch.running(),
     };
     let heirs_running = if ended { heirs.running() } else { Vec::new() };
-    snapshots.finish();
     let is_alone = running.is_empty() && heirs_running.is_empty();
     let late = destination.late(pid, start_ticks).filter(|_| ended && !is_alone);
     let left = RefCell::new(Left::new(heirs, &running, &keeper));

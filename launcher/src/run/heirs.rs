@@ -3,7 +3,6 @@
 
 use procfs::process::{Process, Stat, all_processes};
 
-use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use ttalloc_ring::RING_VARIABLE;
@@ -25,8 +24,14 @@ pub struct Heirs {
 
 impl Heirs {
     /// Those of a ring, of a program that was started at `since`.
-    pub fn of(ring: &Consumer, since: u64) -> io::Result<Heirs> {
-        Ok(Heirs::new(&ring.variable(), ring.file().metadata()?.ino(), since))
+    pub fn of(ring: &Consumer, since: u64) -> Heirs {
+        let inode = ring.file().metadata().map_or(0, |metadata| metadata.ino());
+        Heirs::new(&ring.variable(), inode, since)
+    }
+
+    /// None at all.
+    pub fn none() -> Heirs {
+        Heirs::new("", 0, u64::MAX)
     }
 
     fn new(variable: &str, ring: u64, since: u64) -> Heirs {
@@ -56,7 +61,10 @@ impl Heirs {
         }
         let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
         let has_entry = environment.split(|&byte| byte == 0).any(|entry| entry == self.entry);
-        (has_entry || maps(pid, self.ring) == Some(true)).then_some((process.pid, stat.starttime))
+        // What we have forked ourselves has the ring too, but not its name.
+        let is_ours = u32::try_from(stat.ppid) == Ok(std::process::id());
+        let has_ring = || !is_ours && maps(pid, self.ring) == Some(true);
+        (has_entry || has_ring()).then_some((process.pid, stat.starttime))
     }
 }
 

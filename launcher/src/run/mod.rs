@@ -161,7 +161,8 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         return Err(RunError::Snapshots);
     }
     // Before the ring is made, which may be too large a file for this session.
-    let signals = Signals::take().map_err(|why| RunError::System {
+    // Until the report is written: what ends the program is often sent twice.
+    let mut signals = Signals::take().map_err(|why| RunError::System {
         what: "signals can't be taken",
         why,
         advice: "raise the limit of open files (ulimit -n)",
@@ -206,21 +207,29 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
             (options.tell)(&format!("no snapshot was written: {why}; the run goes on"));
         }
     };
-    let status = follow(&mut keeper, child, signals, &mut snapshots, snapshot).map_err(|why| {
-        RunError::System {
-            what: "the program can't be waited for",
-            why,
-            advice: "look whether something else reaps this session's processes",
-        }
-    })?;
+    let status =
+        follow(&mut keeper, child, &mut signals, &mut snapshots, snapshot).map_err(|why| {
+            RunError::System {
+                what: "the program can't be waited for",
+                why,
+                advice: "look whether something else reaps this session's processes",
+            }
+        })?;
     subject.ended(watch::exit(status));
     // Before that end is anybody's: its process may have called exec, and begun to use tt-metal anew.
     keeper.catch_up();
     keeper.watch.reaped(subject.pid, status);
-    let mut heirs = Heirs::of(&keeper.ring, subject.start_ticks).map_err(no_ring)?;
+    snapshots.finish();
+    let mut heirs = match options.ring.follow {
+        Follow::None => Heirs::none(),
+        Follow::Inherit | Follow::Always => Heirs::of(&keeper.ring, subject.start_ticks),
+    };
     let running = keeper.until_gone(GRACE, &mut heirs);
     let heirs_running = heirs.running();
-    snapshots.finish();
+    if !place.is_some_and(Destination::is_file) {
+        // Whoever is to read the report may keep it waiting.
+        signals.release();
+    }
     let code = code(status);
     if !(running.is_empty() && heirs_running.is_empty())
         && let Some(place) = place.filter(|place| place.is_file())
@@ -254,7 +263,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
 fn follow(
     keeper: &mut Keeper,
     mut child: Child,
-    mut signals: Signals,
+    signals: &mut Signals,
     snapshots: &mut Snapshots,
     mut tend: impl FnMut(&mut Snapshots, &Keeper),
 ) -> io::Result<ExitStatus> {

@@ -59,8 +59,8 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals that are to be forwarded, and the one for a snapshot, except those that this process was told to ignore
-    /// (by nohup, for example), which the program inherits as ignored.
+    /// Takes the signals that are to be forwarded, and the one for a snapshot, except those that this
+    /// process was told to ignore (by nohup, for example), which the program inherits as ignored.
     pub fn take() -> io::Result<Signals> {
         let mut mask = MaybeUninit::zeroed();
         // SAFETY: only reads this thread's mask, into memory of the right size.
@@ -125,12 +125,18 @@ impl Signals {
     }
 }
 
-impl Drop for Signals {
+impl Signals {
     /// When there is no program to forward to, a signal is the launcher's own again.
-    fn drop(&mut self) {
-        for &signal in &self.taken {
+    pub fn release(&mut self) {
+        for signal in self.taken.drain(..) {
             set(signal, libc::SIG_DFL);
         }
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 

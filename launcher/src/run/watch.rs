@@ -30,8 +30,10 @@ const MOST: u64 = 4096;
 const UNREAPED: Duration = Duration::from_secs(3600);
 /// How often processes without a descriptor are looked up.
 const LOOK_UP: Duration = Duration::from_millis(50);
-/// How often the others are, since no descriptor tells of exec.
-const LOOK_AROUND: Duration = Duration::from_millis(500);
+/// How often the others are, since no descriptor tells of exec: where there are many, and few.
+const LOOK_AROUND: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(20)];
+/// How many few are.
+const FEW: usize = 8;
 /// What the ring's memory is called in /proc.
 const RING: &str = "/memfd:ttalloc-ring";
 /// The number of one that is watched for itself. The ring has fewer.
@@ -184,6 +186,11 @@ impl Watch {
             one.settle(Some(exit(status)));
         }
         self.close();
+        // It may have been seen to be gone before.
+        let unknown = |one: &&mut Closed| one.row.pid == pid && one.end.how == How::Unknown;
+        for one in self.closed.values_mut().filter(unknown) {
+            one.end.how = How::Exited(exit(status));
+        }
     }
 
     /// Whether it can't write any more.
@@ -265,9 +272,11 @@ impl Watch {
                 self.room += u64::from(one.state.has_fd());
                 one.state = State::Replaced(Some(by));
             }
-            let unknown = |one: &&mut Closed| one.end.how == How::Replaced(None);
-            for one in self.closed.values_mut().filter(unknown).filter(|one| is_earlier(&one.row)) {
-                one.end.how = How::Replaced(Some(by));
+            // What was taken for its end was that of the program that took its place.
+            let is_known = |one: &Closed| matches!(one.end.how, How::Replaced(Some(_)));
+            let earlier = |one: &&mut Closed| is_earlier(&one.row) && !is_known(one);
+            for one in self.closed.values_mut().filter(earlier) {
+                one.end = End { how: How::Replaced(Some(by)), out_of_memory: None };
             }
             self.close();
         }
@@ -290,7 +299,8 @@ impl Watch {
     fn see_ended(&mut self) {
         let now = Instant::now();
         let look_up = now - self.looked_up >= LOOK_UP;
-        let look_around = now - self.looked_around >= LOOK_AROUND;
+        let often = usize::from(self.open.len() <= FEW);
+        let look_around = now - self.looked_around >= LOOK_AROUND[often];
         if look_up {
             self.looked_up = now;
         }
