@@ -2,16 +2,17 @@
 
 use std::fs;
 
-/// The variables in which a launch engine tells a process its rank, and those of the number of ranks:
-/// Open MPI's, PMIx's, MPICH's and Intel MPI's, MVAPICH2's, Slurm's. The first rank that is set counts.
+use ttalloc_ring::RANK_VARIABLES;
+
+/// The variables that tell the number of ranks, beside each of [`RANK_VARIABLES`].
 ///
 /// tt-run needs none of its own: it starts the ranks by Open MPI's `mpirun`.
-const RANKS: [(&str, &[&str]); 5] = [
-    ("OMPI_COMM_WORLD_RANK", &["OMPI_COMM_WORLD_SIZE"]),
-    ("PMIX_RANK", &[]),
-    ("PMI_RANK", &["PMI_SIZE"]),
-    ("MV2_COMM_WORLD_RANK", &["MV2_COMM_WORLD_SIZE"]),
-    ("SLURM_PROCID", &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"]),
+const SIZES: [&[&str]; RANK_VARIABLES.len()] = [
+    &["OMPI_COMM_WORLD_SIZE"],
+    &[],
+    &["PMI_SIZE"],
+    &["MV2_COMM_WORLD_SIZE"],
+    &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"],
 ];
 
 /// A process's place among those that a launch engine started.
@@ -31,7 +32,7 @@ impl Rank {
 
     fn find(variable: impl Fn(&str) -> Option<String>) -> Option<Rank> {
         let number = |name: &str| variable(name)?.trim().parse().ok();
-        RANKS.iter().find_map(|(rank, sizes)| {
+        Rank::variables().zip(SIZES).find_map(|(rank, sizes)| {
             let rank = number(rank)?;
             Some(Rank { rank, size: sizes.iter().find_map(|size| number(size)) })
         })
@@ -39,7 +40,7 @@ impl Rank {
 
     /// The variables' names.
     pub fn variables() -> impl Iterator<Item = &'static str> {
-        RANKS.iter().map(|(rank, _)| *rank)
+        RANK_VARIABLES.into_iter().filter_map(|name| name.to_str().ok())
     }
 }
 

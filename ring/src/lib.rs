@@ -31,6 +31,19 @@ pub const RING_VARIABLE: &std::ffi::CStr = c"TTALLOC_RING";
 /// The environment variable that tells the preload library which [`Engine`] to use.
 pub const ENGINE_VARIABLE: &std::ffi::CStr = c"TTALLOC_ENGINE";
 
+/// The environment variable by which the preload library knows that children whose environment was cleaned
+/// are to be followed too: it is `always` then.
+pub const FOLLOW_VARIABLE: &std::ffi::CStr = c"TTALLOC_FOLLOW";
+
+/// The environment variable that names the report.
+pub const REPORT_VARIABLE: &std::ffi::CStr = c"TTALLOC_REPORT";
+
+/// The environment variables in which a launch engine tells a process its rank: Open MPI's, PMIx's, MPICH's
+/// and Intel MPI's, MVAPICH2's, Slurm's. The first that is set to a number counts: what is started by one
+/// inside another has its rank from the inner one.
+pub const RANK_VARIABLES: [&std::ffi::CStr; 5] =
+    [c"OMPI_COMM_WORLD_RANK", c"PMIX_RANK", c"PMI_RANK", c"MV2_COMM_WORLD_RANK", c"SLURM_PROCID"];
+
 /// How the preload library comes to see the calls of a function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {

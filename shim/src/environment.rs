@@ -7,14 +7,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 
-use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
+use ttalloc_ring::{
+    ENGINE_VARIABLE, Engine, FOLLOW_VARIABLE, RANK_VARIABLES, REPORT_VARIABLE, RING_VARIABLE,
+};
 
 /// The variable that switches this library off, by `off` or `0`.
 pub const SWITCH_VARIABLE: &CStr = c"TTALLOC";
-/// The variable that tells which programs are followed. What it says of `none` is the ring's to say.
-pub const FOLLOW_VARIABLE: &CStr = c"TTALLOC_FOLLOW";
-/// The variable that names the report of a program that has no launcher.
-pub const REPORT_VARIABLE: &CStr = c"TTALLOC_REPORT";
 /// The variable by which the dynamic linker finds this library.
 pub const PRELOAD_VARIABLE: &CStr = c"LD_PRELOAD";
 /// This library's file name.
@@ -66,10 +64,6 @@ const FOLLOW_ALWAYS: &CStr = c"TTALLOC_FOLLOW=always";
 
 /// The process's rank among those that were started with it; -1 if it has none.
 static RANK: AtomicI32 = AtomicI32::new(-1);
-/// The variables that tell it, as Open MPI, PMIx, MPICH, MVAPICH and Slurm have them: what is started by
-/// one inside another has its rank from the inner one.
-const RANK_VARIABLES: [&CStr; 5] =
-    [c"OMPI_COMM_WORLD_RANK", c"PMIX_RANK", c"PMI_RANK", c"MV2_COMM_WORLD_RANK", c"SLURM_PROCID"];
 
 /// Whether all of it was copied.
 static COPIED: AtomicBool = AtomicBool::new(false);

@@ -435,7 +435,7 @@ impl Given {
             let is = |name: &CStr| value_of(entry, name).is_some();
             self.lacks_library && is(PRELOAD_VARIABLE)
                 || self.lacks_entries
-                    && (is(environment::FOLLOW_VARIABLE) || is(ttalloc_ring::ENGINE_VARIABLE))
+                    && (is(ttalloc_ring::FOLLOW_VARIABLE) || is(ttalloc_ring::ENGINE_VARIABLE))
         };
         let preload = self.lacks_library.then(|| self.write_preload(memory));
         // SAFETY: as the caller promises.

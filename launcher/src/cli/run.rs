@@ -1,8 +1,9 @@
 //! The command line of `ttalloc-run`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::run::{self, Follower, Options, Outcome, Written, name};
 use crate::summary::{one_line, summary};
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
-use ttalloc_ring::Engine;
 use ttalloc_ring::ring::{Follow, OnFull, RingOptions};
+use ttalloc_ring::{Engine, REPORT_VARIABLE};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -35,8 +36,6 @@ Environment:
 Signals: SIGUSR2 has the report written as it is then. SIGHUP, SIGINT, SIGQUIT, SIGTERM and SIGUSR1
 are passed on to the program.";
 
-/// The environment variable that names the report.
-const REPORT: &str = "TTALLOC_REPORT";
 /// The shortest time between snapshots.
 const SHORTEST: Duration = Duration::from_millis(10);
 /// How many pids are told one by one.
@@ -168,11 +167,22 @@ fn lanes(text: &str) -> Result<(usize, usize), String> {
 
 /// The report that the environment names. An empty variable is as good as none.
 pub fn named_report() -> Option<PathBuf> {
-    std::env::var_os(REPORT).filter(|name| !name.is_empty()).map(PathBuf::from)
+    std::env::var_os(OsStr::from_bytes(REPORT_VARIABLE.to_bytes()))
+        .filter(|name| !name.is_empty())
+        .map(PathBuf::from)
 }
 
 /// Runs the program that the command line names.
 pub fn main() -> ExitCode {
+    if let Err(why) = room() {
+        // The kind, since there is no memory for more.
+        let _ = writeln!(
+            io::stderr(),
+            "ttalloc-run: there is too little memory: {}; {NEEDED}",
+            why.kind()
+        );
+        return ExitCode::from(125);
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -269,6 +279,14 @@ pub fn tell_outcome(outcome: &Outcome, quiet: bool) {
             "ttalloc: {who}; process {follower} goes on in the background, and replaces the report {when}"
         ));
     }
+}
+
+const NEEDED: &str = "it takes 16 MiB; free some, or raise the limits of this session (ulimit -v)";
+
+/// Whether there is as much memory as is needed in any case: where an allocation fails, Rust's standard
+/// library ends the process.
+fn room() -> io::Result<()> {
+    memmap2::MmapOptions::new().len(16 << 20).map_anon().map(drop)
 }
 
 /// Writes one line to standard error.

@@ -26,7 +26,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use ttalloc_ring::ring::{Follow, RingOptions};
-use ttalloc_ring::{ENGINE_VARIABLE, Engine, RING_VARIABLE};
+use ttalloc_ring::{ENGINE_VARIABLE, Engine, FOLLOW_VARIABLE, RING_VARIABLE};
 
 use self::background::Left;
 use self::destination::Destination;
@@ -45,8 +45,6 @@ pub use self::destination::Written;
 pub use self::name::DEFAULT as DEFAULT_REPORT;
 
 const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
-/// By which the preload library knows that it is to follow children whose environment was cleaned, too.
-const FOLLOW_VARIABLE: &str = "TTALLOC_FOLLOW";
 /// How long the program's children have to end after it, before they are said to run on.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -179,8 +177,8 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         engine => command.env(text(ENGINE_VARIABLE), engine.name()),
     };
     match options.ring.follow {
-        Follow::Always => command.env(FOLLOW_VARIABLE, "always"),
-        Follow::Inherit | Follow::None => command.env_remove(FOLLOW_VARIABLE),
+        Follow::Always => command.env(text(FOLLOW_VARIABLE), "always"),
+        Follow::Inherit | Follow::None => command.env_remove(text(FOLLOW_VARIABLE)),
     };
     signals.pass_on(&mut command);
     let counters = options.cross_check.then(|| counters::read(Path::new(counters::FOLDER)));

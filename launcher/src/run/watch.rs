@@ -244,8 +244,11 @@ impl Watch {
             Seen::Gone => (State::Settled(None), None),
             Seen::Ended(Some(exit)) => (State::Settled(Some(exit)), None),
             Seen::Ended(None) => (State::Ended(pidfd, Instant::now()), None),
-            // It has called exec since.
-            Seen::Running(_) if ring.is_some_and(|ring| maps(row.pid, ring) == Some(false)) => {
+            // It has called exec since. But one that ends while its maps are read shows only the first of them.
+            Seen::Running(_)
+                if ring.is_some_and(|ring| maps(row.pid, ring) == Some(false))
+                    && matches!(look_up(row), Seen::Running(Some(_))) =>
+            {
                 (State::Replaced(None), None)
             }
             Seen::Running(image) => (State::Running(pidfd), image),
