@@ -33,6 +33,8 @@ const COUNT: u64 = 100_000;
 const WORK: u64 = 500;
 /// The message of a monitor that is told by a socket.
 const MESSAGE: usize = 112;
+/// Records that the launcher takes at a time.
+const BATCH: usize = 1 << 16;
 /// How often each figure is taken; the one in the middle counts.
 const TURNS: usize = 5;
 /// Buffers that are live at a time in the ledger.
@@ -289,12 +291,13 @@ impl Receiver {
                 let mut sum = 0_u64;
                 loop {
                     let was_done = is_done();
-                    let now = ring.drain(1 << 16, |record| sum += record.len() as u64);
+                    let now = ring.drain(BATCH, |record| sum += record.len() as u64);
                     count += now as u64;
-                    if now == 0 {
-                        if was_done {
-                            break;
-                        }
+                    if now == 0 && was_done {
+                        break;
+                    }
+                    // The launcher looks again at once only if there is sure to be more.
+                    if now < BATCH {
                         thread::sleep(Duration::from_millis(1));
                     }
                 }
