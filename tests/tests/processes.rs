@@ -11,9 +11,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;
 use ttalloc_ring::record::{self, Record};
 use ttalloc_ring::ring::{Consumer, Follow, RingOptions};
@@ -23,6 +24,77 @@ use ttalloc_tests::{programs, read_report};
 
 /// A ring's name that leads nowhere.
 const RING: &str = "/proc/1/fd/999999@0123456789abcdef";
+
+const CASES: &[(&str, fn())] = &[
+    (
+        "a_cleaned_environment_gets_what_it_lacks_only_under_always",
+        a_cleaned_environment_gets_what_it_lacks_only_under_always,
+    ),
+    ("large_environments_are_completed_too", large_environments_are_completed_too),
+    (
+        "a_program_that_cannot_be_started_is_the_callers_to_hear_of",
+        a_program_that_cannot_be_started_is_the_callers_to_hear_of,
+    ),
+    (
+        "a_collector_is_started_behind_the_programs_back",
+        a_collector_is_started_behind_the_programs_back,
+    ),
+    (
+        "without_a_collector_the_program_runs_untracked_and_says_why_once",
+        without_a_collector_the_program_runs_untracked_and_says_why_once,
+    ),
+    ("a_subreaper_gets_no_collector", a_subreaper_gets_no_collector),
+    ("nobody_needs_to_hear_why", nobody_needs_to_hear_why),
+    ("switched_off_nothing_is_started", switched_off_nothing_is_started),
+    ("threads_that_begin_together_lose_nothing", threads_that_begin_together_lose_nothing),
+    ("closed_standard_streams_stay_closed", closed_standard_streams_stay_closed),
+    ("children_are_told_by_what_they_do", children_are_told_by_what_they_do),
+    ("a_ring_is_looked_at_before_it_is_used", a_ring_is_looked_at_before_it_is_used),
+    (
+        "where_the_path_leads_nowhere_the_socket_hands_the_ring",
+        where_the_path_leads_nowhere_the_socket_hands_the_ring,
+    ),
+    (
+        "a_launcher_that_does_not_answer_is_not_waited_for",
+        a_launcher_that_does_not_answer_is_not_waited_for,
+    ),
+    (
+        "none_but_the_launchers_own_process_is_tracked",
+        none_but_the_launchers_own_process_is_tracked,
+    ),
+    ("programs_that_programs_start_are_tracked", programs_that_programs_start_are_tracked),
+    ("by_hand_there_is_a_report_too", by_hand_there_is_a_report_too),
+    ("a_collector_that_dies_takes_nothing_with_it", a_collector_that_dies_takes_nothing_with_it),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let compiler = Compiler::find().err();
+    if let Some(why) = &compiler {
+        eprintln!("\nTHE TESTS OF PROCESSES NEED A C++ COMPILER, AND ARE IGNORED: {why}\n");
+        if std::env::var_os("CI").is_some() {
+            return ExitCode::FAILURE;
+        }
+    }
+    let trial = |name: &str, case: fn()| {
+        let runner = move || {
+            case();
+            Ok::<_, Failed>(())
+        };
+        Trial::test(name, runner)
+    };
+    let is_missing = compiler.is_some();
+    let cases = CASES.iter().map(|&(name, case)| trial(name, case).with_ignored_flag(is_missing));
+    // SAFETY: takes nothing.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let anothers = match is_root {
+        true => "another_users_ring_is_out_of_reach",
+        false => "another_users_ring_is_out_of_reach (needs root)",
+    };
+    let anothers = trial(anothers, another_users_ring_is_out_of_reach);
+    let anothers = anothers.with_ignored_flag(is_missing || !is_root);
+    libtest_mimic::run(&arguments, cases.chain([anothers]).collect()).exit_code()
+}
 
 /// Compiles `programs/NAME.c`.
 fn compiled(name: &str) -> (TempDir, PathBuf) {
@@ -112,7 +184,6 @@ fn given(program: &Path, function: &str, words: &[&str], follow: &str) -> Vec<St
     environment
 }
 
-#[test]
 fn a_cleaned_environment_gets_what_it_lacks_only_under_always() {
     let (_folder, program) = compiled("exec");
     let shim = shim();
@@ -162,7 +233,6 @@ fn a_cleaned_environment_gets_what_it_lacks_only_under_always() {
     }
 }
 
-#[test]
 fn large_environments_are_completed_too() {
     let (_folder, program) = compiled("exec");
     for function in FUNCTIONS {
@@ -177,7 +247,6 @@ fn large_environments_are_completed_too() {
 }
 
 /// A call that fails leaves the memory as it was, and `errno` to be the real function's.
-#[test]
 fn a_program_that_cannot_be_started_is_the_callers_to_hear_of() {
     let (_folder, program) = compiled("exec");
     for function in FUNCTIONS {
@@ -292,7 +361,6 @@ fn pids(output: &Output, start: &str) -> BTreeSet<u32> {
 }
 
 /// Without a launcher a collector is started, once, and the program can't tell.
-#[test]
 fn a_collector_is_started_behind_the_programs_back() {
     let program = standin();
     let mut by_hand = ByHand::new();
@@ -350,7 +418,6 @@ fn not_tracked(output: &Output) -> String {
     why.to_owned()
 }
 
-#[test]
 fn without_a_collector_the_program_runs_untracked_and_says_why_once() {
     let program = standin();
     let mut by_hand = ByHand::new();
@@ -392,7 +459,6 @@ fn without_a_collector_the_program_runs_untracked_and_says_why_once() {
 }
 
 /// Who adopts orphans would be the collector's parent, and might wait for it for ever.
-#[test]
 fn a_subreaper_gets_no_collector() {
     let program = standin();
     let mut by_hand = ByHand::new();
@@ -414,7 +480,6 @@ fn a_subreaper_gets_no_collector() {
 }
 
 /// The line is not worth the program's life.
-#[test]
 fn nobody_needs_to_hear_why() {
     let program = standin();
     let by_hand = ByHand::new();
@@ -437,7 +502,6 @@ fn nobody_needs_to_hear_why() {
     );
 }
 
-#[test]
 fn switched_off_nothing_is_started() {
     let program = standin();
     for off in ["off", "0"] {
@@ -456,7 +520,6 @@ fn switched_off_nothing_is_started() {
 }
 
 /// Threads that come while the collector is being started wait for it, so that nothing is lost.
-#[test]
 fn threads_that_begin_together_lose_nothing() {
     let program = standin();
     for answer in ["", "sleep 1; "] {
@@ -475,7 +538,6 @@ fn threads_that_begin_together_lose_nothing() {
 }
 
 /// What others write to a standard stream that is closed must not come to the pipe or the ring.
-#[test]
 fn closed_standard_streams_stay_closed() {
     let program = standin();
     let streams = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"];
@@ -499,7 +561,6 @@ fn closed_standard_streams_stay_closed() {
     }
 }
 
-#[test]
 fn children_are_told_by_what_they_do() {
     let program = standin();
     let mut by_hand = ByHand::new();
@@ -531,7 +592,6 @@ fn children_are_told_by_what_they_do() {
 }
 
 /// A program that is told of a ring that is gone says nothing; of something else, one line.
-#[test]
 fn a_ring_is_looked_at_before_it_is_used() {
     let program = standin();
     let folder = tempfile::tempdir().unwrap();
@@ -578,13 +638,7 @@ fn a_ring_is_looked_at_before_it_is_used() {
 }
 
 /// Only root can try this: another user's program, which finds the launcher, but may not look at it.
-#[test]
 fn another_users_ring_is_out_of_reach() {
-    // SAFETY: takes nothing.
-    if unsafe { libc::geteuid() } != 0 {
-        eprintln!("NOT TESTED: another user's ring, for which the tests must be run by root");
-        return;
-    }
     let ring = Consumer::create(&RingOptions::default()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     // Where anybody may read it.
@@ -653,7 +707,6 @@ fn send(to: &UnixStream, bytes: &[u8], file: Option<&File>) {
     assert_eq!(sent, bytes.len() as isize, "{}", std::io::Error::last_os_error());
 }
 
-#[test]
 fn where_the_path_leads_nowhere_the_socket_hands_the_ring() {
     let program = standin();
     let mut ring = Consumer::create(&RingOptions::default()).unwrap();
@@ -689,7 +742,6 @@ fn where_the_path_leads_nowhere_the_socket_hands_the_ring() {
     assert_eq!(pids, [101, 102, 103, 104].into());
 }
 
-#[test]
 fn a_launcher_that_does_not_answer_is_not_waited_for() {
     let program = standin();
     let why = |answer: &dyn Fn(&UnixStream)| {
@@ -723,7 +775,6 @@ fn a_launcher_that_does_not_answer_is_not_waited_for() {
 }
 
 /// With `--follow=none`, the launcher's process is tracked, also when it has become another program.
-#[test]
 fn none_but_the_launchers_own_process_is_tracked() {
     let program = standin();
     let options = RingOptions { follow: Follow::None, ..RingOptions::default() };
@@ -756,7 +807,6 @@ fn none_but_the_launchers_own_process_is_tracked() {
 
 /// Programs that are started in whatever way inherit the ring, but for a cleaned environment, which
 /// takes `--follow=always`.
-#[test]
 fn programs_that_programs_start_are_tracked() {
     let program = standin();
     let found = |words: &[&str], follow: &str| {
@@ -798,7 +848,6 @@ fn collected(words: &[&str], prepare: impl FnOnce(&mut Command)) -> (Output, Tem
     (output, folder)
 }
 
-#[test]
 fn by_hand_there_is_a_report_too() {
     let (output, folder) = collected(&["children"], |_| ());
     let pids = pids(&output, "used ");
@@ -832,7 +881,6 @@ fn pids_of(output: &Output) -> u32 {
 }
 
 /// The collector may be killed at any time, also when it has let the ring run full.
-#[test]
 fn a_collector_that_dies_takes_nothing_with_it() {
     let program = standin();
     let kill = |signal: &str, pid: &str| {
@@ -870,29 +918,4 @@ fn a_collector_that_dies_takes_nothing_with_it() {
         let told = text(&output.stderr);
         assert!(told.is_empty() || told.contains("is not tracked: ") && wait < 200, "{told}");
     }
-}
-
-/// In a pid namespace of its own, with a /proc to match, a program can't see the launcher, and has
-/// another pid than the launcher knows it by.
-#[test]
-fn a_pid_namespace_between_launcher_and_program_is_crossed() {
-    let program = standin();
-    let namespace = ["-Urpf", "--mount-proc"];
-    let status = Command::new("unshare").args(namespace).arg("true").output().unwrap().status;
-    if !status.success() {
-        eprintln!("\nSKIPPED: NAMESPACES CAN'T BE MADE HERE\n");
-        return;
-    }
-    let run = ttalloc_tests::run(Path::new("unshare"), |command| {
-        command.args(namespace).arg(&program).arg("children");
-    });
-    let inner = pids(&run.output, "used ");
-    let report = run.report();
-    assert!(report.integrity.complete, "{}", run.describe());
-    let tracked: Vec<_> =
-        report.processes.iter().filter(|process| process.runtime.is_some()).collect();
-    let found: BTreeSet<_> = tracked.iter().map(|process| process.inner_pid).collect();
-    assert_eq!(found, inner, "{}", run.describe());
-    assert!(tracked.iter().all(|process| process.pid != process.inner_pid && process.pid > 0));
-    assert!(tracked.iter().all(|process| process.start_ticks > 0));
 }
