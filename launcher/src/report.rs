@@ -317,6 +317,9 @@ pub struct Device {
     pub process: u64,
     /// Its pid.
     pub pid: u32,
+    /// The host that has the chip: chips of different hosts may have the same id.
+    #[serde(default)]
+    pub host: String,
     /// The chip's id.
     pub chip: i32,
     /// Its architecture, for example `wormhole_b0`.
@@ -798,6 +801,7 @@ impl Report {
                 report.devices.push(Device {
                     process,
                     pid,
+                    host: report.host.clone(),
                     chip: id,
                     arch: arch_name(chip.arch),
                     memory: memory.collect(),

@@ -268,6 +268,7 @@ fn a_report_of_each_rank(ranks: &Ranks) {
         assert_books(&report, rank, &books(ranks.folder(), rank));
         let process = of_rank(&report, rank);
         assert_eq!(process.host, host);
+        assert!(report.devices.iter().all(|device| device.host == host));
         assert!(process.start_ticks != 0, "{process:?}");
         all.push(report);
     }
