@@ -657,7 +657,7 @@ mod tests {
             }],
             "meshes": [{"process": 0, "pid": 7, "mesh": 0, "chips": [0]}],
             "devices": [{
-                "process": 0, "pid": 7, "host": host, "chip": 0, "arch": "blackhole",
+                "process": 0, "pid": 7, "chip": 0, "arch": "blackhole",
                 "memory": [{
                     "type": "DRAM", "banks": 4, "bank_bytes": 100, "bank_bytes_now": 100,
                     "bank_bytes_least": 100, "live": totals, "live_at_close": null, "peak": peak(10),
@@ -704,6 +704,7 @@ mod tests {
             }],
             "further_failures": 8,
         });
+        report["devices"][0]["host"] = host.into();
         change(&mut report);
         report
     }
