@@ -74,9 +74,9 @@ impl Left {
     }
 }
 
-/// Forks a process that keeps the ring until nobody writes to it any more, nor may begin to, and then writes the
-/// report, if there is news. It has none of the descriptors in `inherited`. Returns its pid. In this process the keeper must not be used to
-/// read any more, nor be dropped.
+/// Forks a process that keeps the ring until nobody writes to it any more, nor may begin to, and then
+/// writes the report, if there is news. It has none of the descriptors in `inherited`. Returns its pid. In
+/// this process the keeper must not be used to read any more, nor be dropped.
 pub fn follow(
     keeper: &mut Keeper,
     subject: &Subject,

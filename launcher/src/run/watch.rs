@@ -144,7 +144,8 @@ impl Watch {
         }
     }
 
-    /// Begins to watch those that have come, and sees who has ended. `announced` tells whether a process of that number has said who it is: one that has not may withdraw its number.
+    /// Begins to watch those that have come, and sees who has ended. `announced` tells whether a process
+    /// of that number has said who it is: one that has not may withdraw its number.
     pub fn look(&mut self, rows: impl Iterator<Item = Row>, announced: impl Fn(u32) -> bool) {
         for row in rows.filter(|row| row.number != PROGRAM && row.pid != 0) {
             // What is written later in a row is none of a writer's that can be trusted.
