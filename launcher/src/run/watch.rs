@@ -508,7 +508,8 @@ mod pidfd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Child, Command};
+    use std::io::Read;
+    use std::process::{Child, Command, Stdio};
 
     fn row(number: u32, pid: u32) -> Row {
         let stat = Proc::new(pid as i32).unwrap().stat().unwrap();
@@ -516,7 +517,12 @@ mod tests {
     }
 
     fn start(script: &str) -> Child {
-        Command::new("sh").args(["-c", script]).spawn().unwrap()
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("echo; {script}")]).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // Before, it may not be the shell yet.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        child
     }
 
     /// Looks until all have ended.
