@@ -82,11 +82,10 @@ pub fn collect(collection: Collection, told: impl Fn(&Outcome)) -> Result<(), Ru
     let ended = has_ended(&keeper.watch);
     snapshots.finish();
     let mut heirs = Heirs::of(&keeper.ring, start_ticks);
-    let mut running = match ended {
+    let (mut running, heirs_running) = match ended {
         true => keeper.until_gone(GRACE, &mut heirs),
-        false => keeper.watch.running(),
+        false => (keeper.watch.running(), Vec::new()),
     };
-    let heirs_running = if ended { heirs.running() } else { Vec::new() };
     let is_alone = running.is_empty() && heirs_running.is_empty();
     let late = destination.late(pid, start_ticks).filter(|_| ended && !is_alone);
     let left = RefCell::new(Left::new(heirs, &running, &keeper));

@@ -116,15 +116,18 @@ impl Keeper {
         }
     }
 
-    /// Waits a little until no tracked process runs, nor any of `heirs`; returns which tracked ones do.
-    pub fn until_gone(&mut self, time: Duration, heirs: &mut Heirs) -> Vec<u32> {
+    /// Waits a little until no tracked process runs, nor any of `heirs`; returns which of either do.
+    pub fn until_gone(&mut self, time: Duration, heirs: &mut Heirs) -> (Vec<u32>, Vec<u32>) {
         let begun = Instant::now();
         loop {
             let count = self.round();
             let running = self.watch.running();
-            let is_alone = running.is_empty() && heirs.running().is_empty();
-            if is_alone || begun.elapsed() > time {
-                return running;
+            let is_over = begun.elapsed() > time;
+            if running.is_empty() || is_over {
+                let heirs = heirs.running();
+                if heirs.is_empty() || is_over {
+                    return (running, heirs);
+                }
             }
             self.rest(count);
         }

@@ -222,8 +222,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         Follow::None => Heirs::none(),
         Follow::Inherit | Follow::Always => Heirs::of(&keeper.ring, subject.start_ticks),
     };
-    let running = keeper.until_gone(GRACE, &mut heirs);
-    let heirs_running = heirs.running();
+    let (running, heirs_running) = keeper.until_gone(GRACE, &mut heirs);
     if !place.is_some_and(Destination::is_file) {
         // Whoever is to read the report may keep it waiting.
         signals.release();
